@@ -1,0 +1,84 @@
+/*
+ * The one interface of both CPU engines.
+ *
+ *   machine/ --create--> engine_ops --run until exit--> machine/ run loop
+ *
+ * PIO and MMIO are carried out by the engine itself through memory/map.h; what
+ * comes back to the run loop is only what the machine must decide.
+ */
+#ifndef VIXEN_ENGINE_ENGINE_H
+#define VIXEN_ENGINE_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "cpu/state.h"
+
+struct map;
+struct engine;		/* one per VM */
+struct vcpu;		/* one per vCPU */
+struct cpu_model;	/* cpu/model.h: CPUID leaves and what follows from them */
+
+enum exit_reason {
+	EXIT_KICKED,	/* somebody called kick(): look at requests, run again */
+	EXIT_HALT,	/* HLT with nothing pending: sleep in vcpu_wiring.halt_wait, then run again */
+	EXIT_SHUTDOWN,	/* triple fault */
+	EXIT_FAILED,	/* the host or the engine gave up; *error says why */
+};
+
+/* What the board gives a vCPU. All are called on the vCPU's thread with `opaque`. */
+struct vcpu_wiring {
+	void *opaque;
+	unsigned index;		/* 0..15; APIC ID is the same */
+	/* Interrupts (soft engine; in-kernel irqchip on KVM). pending: cheap, no side effects. */
+	bool (*irq_pending)(void *opaque);
+	int  (*irq_ack)(void *opaque);			/* vector 0..255, or -1: went away */
+	bool (*nmi_take)(void *opaque);
+	uint8_t (*get_tpr)(void *opaque);		/* CR8 */
+	void (*set_tpr)(void *opaque, uint8_t tpr);
+	/* MSRs that belong to devices: APIC base, x2APIC 0x800-0x8ff, TSC deadline 0x6e0, kvmclock.
+	 * false: not mine (the engine raises #GP or handles it). */
+	bool (*msr_read)(void *opaque, uint32_t msr, uint64_t *value);
+	bool (*msr_write)(void *opaque, uint32_t msr, uint64_t value);
+};
+
+struct engine_config {
+	struct map *map;
+	const struct cpu_model *model;
+	unsigned vcpus;
+	uint64_t tsc_hz;	/* guest TSC frequency */
+	bool trace;
+	bool interpret_only;	/* soft: no translator (tests) */
+};
+
+struct engine_ops {
+	const char *name;	/* "soft", "kvm" */
+	int  (*create)(struct engine **out, const struct engine_config *cfg, struct error *e);
+	void (*destroy)(struct engine *en);
+	int  (*vcpu_create)(struct vcpu **out, struct engine *en, const struct vcpu_wiring *w, struct error *e);
+	void (*vcpu_destroy)(struct vcpu *v);
+	enum exit_reason (*run)(struct vcpu *v, struct error *e);	/* on the vCPU's own thread */
+	/* Makes run() return EXIT_KICKED soon, or notice irq_pending; any thread, async-signal-safe.
+	 * Sticky: a kick before run() makes the next run() look. */
+	void (*kick)(struct vcpu *v);
+	/* vCPU not running, or on its own thread. set_state flushes what caches it. */
+	void (*get_state)(struct vcpu *v, struct x86_state *out);
+	void (*set_state)(struct vcpu *v, const struct x86_state *in);
+	uint64_t (*tsc)(struct vcpu *v);	/* the guest TSC now; any thread */
+	/* KVM only: in-kernel irqchip; NULL on soft. */
+	const struct engine_irqchip_ops *irqchip;
+};
+
+/* With an in-kernel irqchip the board routes lines and MSIs here instead of to its own devices. */
+struct engine_irqchip_ops {
+	void (*set_gsi)(struct engine *en, unsigned gsi, bool level);	/* ISA/IO-APIC lines 0..23 */
+	void (*send_msi)(struct engine *en, uint64_t gpa, uint32_t data);
+	int  (*add_irqfd)(struct engine *en, int fd, uint64_t msi_gpa, uint32_t msi_data);	/* route id or -errno */
+	void (*del_irqfd)(struct engine *en, int fd, int route);
+	int  (*add_ioeventfd)(struct engine *en, int fd, uint64_t gpa, unsigned size);
+};
+
+extern const struct engine_ops engine_soft, engine_kvm;
+
+#endif

@@ -1,0 +1,42 @@
+/*
+ * The event loop of an I/O thread: file descriptors, timers, posted calls.
+ *
+ * Thread: every function but loop_post() and loop_stop() is called on the
+ * loop's own thread, or before loop_run().  Callbacks run on the loop thread
+ * and must not block.
+ */
+#ifndef VIXEN_HOST_LOOP_H
+#define VIXEN_HOST_LOOP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct loop;
+struct loop_fd;
+struct loop_timer;
+
+struct loop *loop_new(void);		/* NULL when the host has no fds left (errno set) */
+void loop_free(struct loop *l);
+int  loop_run(struct loop *l);		/* until loop_stop(); 0 or -errno */
+void loop_stop(struct loop *l);		/* any thread, async-signal-safe */
+
+/* events: EPOLLIN | EPOLLOUT...; the fd stays the caller's. */
+typedef void loop_fd_fn(void *opaque, uint32_t events);
+struct loop_fd *loop_fd_add(struct loop *l, int fd, uint32_t events, loop_fd_fn *fn, void *opaque);
+void loop_fd_set_events(struct loop_fd *w, uint32_t events);
+void loop_fd_del(struct loop_fd *w);	/* safe inside its own callback */
+
+/* One-shot timers on CLOCK_MONOTONIC; deadline_ns absolute. Re-arm at will, also from any thread. */
+typedef void loop_timer_fn(void *opaque);
+struct loop_timer *loop_timer_new(struct loop *l, loop_timer_fn *fn, void *opaque);
+void loop_timer_set(struct loop_timer *t, uint64_t deadline_ns);	/* any thread */
+void loop_timer_cancel(struct loop_timer *t);				/* any thread */
+void loop_timer_free(struct loop_timer *t);
+
+/* Runs fn(opaque) once on the loop thread, soon; any thread. Order is kept. */
+void loop_post(struct loop *l, void (*fn)(void *opaque), void *opaque);
+
+/* CLOCK_MONOTONIC in ns. */
+uint64_t clock_now_ns(void);
+
+#endif
