@@ -1,0 +1,101 @@
+/*
+ * A software vCPU: architectural state, its TLB, and the ways to touch guest memory.
+ *
+ * Interpreter and translator work on the same struct; translated code addresses
+ * `s` and `tlb` by constant offsets, so they come first.
+ *
+ * Faults: an instruction that faults calls one of the vcpu_raise_*() functions,
+ * which do not return: they longjmp to the run loop, which delivers the exception
+ * with `s` as it was at the start of the instruction.  So: read and check all that
+ * can fault first, commit registers, RIP and flags last (REP strings commit each
+ * iteration, as the SDM asks).
+ */
+#ifndef VIXEN_ENGINE_SOFT_VCPU_H
+#define VIXEN_ENGINE_SOFT_VCPU_H
+
+#include <setjmp.h>
+#include <stdatomic.h>
+
+#include "cpu/insn.h"
+#include "cpu/state.h"
+#include "engine/engine.h"
+#include "memory/map.h"
+
+/* One entry maps one 4 KiB linear page. An access of n bytes at va hits when (va - tag) <= 4096 - n
+ * (unsigned): one comparison refuses wrong pages, non-canonical addresses and page crossings.
+ * A tag of TLB_INVALID never hits. hva = va + addend.
+ * tag_write is valid only if the PTE is writable and dirty, the page is RAM, holds no translated or
+ * decoded code, and the dirty log has it. MMIO is never here. */
+#define TLB_INVALID 0x8000000000000000ull	/* non-canonical: va - tag is always huge */
+struct tlb_entry {
+	uint64_t tag_read, tag_write;
+	uint64_t addend;	/* host address - linear address */
+	uint64_t info;		/* bits 63..12 GPA of the page; bit 0: global */
+};
+enum tlb_mode { TLB_USER, TLB_KERNEL /* SMAP on, AC clear */, TLB_KERNEL_AC /* SMAP off or AC set */, TLB_MODES };
+#define TLB_BITS 10
+#define TLB_ENTRIES (1u << TLB_BITS)
+static inline unsigned tlb_index(uint64_t va) { return (va >> GUEST_PAGE_SHIFT) & (TLB_ENTRIES - 1); }
+
+struct soft_engine;
+struct translator;	/* per VM, engine/soft/translate.h */
+
+enum { REQUEST_KICK = 1, REQUEST_FLUSH_TLB = 2, REQUEST_EXIT = 4, REQUEST_SAFEPOINT = 8 };
+
+struct vcpu {
+	struct x86_state s;
+	struct tlb_entry tlb[TLB_MODES][TLB_ENTRIES];
+	_Atomic uint32_t request;	/* REQUEST_*: set by any thread, polled at block boundaries */
+	uint8_t tlb_mode;		/* enum tlb_mode for data accesses at the current CPL */
+	uint8_t insn_mode;		/* enum insn_mode of CS */
+	bool in_smm;
+	struct soft_engine *en;
+	struct vcpu_wiring w;
+	jmp_buf fault_jmp;		/* where vcpu_raise_*() lands */
+	struct { uint8_t vector; bool has_error; uint32_t error; uint64_t cr2; } fault;
+	void *interp;			/* interpreter's private part (decoded-instruction cache) */
+	void *trans;			/* translator's private part */
+	uint64_t insn_count;
+};
+
+_Noreturn void vcpu_raise(struct vcpu *v, uint8_t vector);
+_Noreturn void vcpu_raise_error(struct vcpu *v, uint8_t vector, uint32_t error);
+_Noreturn void vcpu_raise_pf(struct vcpu *v, uint64_t gva, uint32_t error);
+/* Ends the instruction as executed (state is committed) and returns to the run loop. */
+_Noreturn void vcpu_exit_insn(struct vcpu *v);
+
+/* Logical accesses at the current CPL: segment checks (limits, canonical, #SS/#GP), alignment check (AC),
+ * paging, MMIO. size 1, 2, 4, 8. */
+uint64_t mem_load(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size);
+void mem_store(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size, uint64_t value);
+/* Any length up to 4096 bytes. store_n checks all pages before the first byte is written. */
+void mem_load_n(struct vcpu *v, unsigned seg, uint64_t offset, void *buf, unsigned n);
+void mem_store_n(struct vcpu *v, unsigned seg, uint64_t offset, const void *buf, unsigned n);
+/* Faults as a store would, writes nothing. */
+void mem_probe_store(struct vcpu *v, unsigned seg, uint64_t offset, unsigned n);
+/* Read-modify-write: a host pointer that is valid for an atomic access of n bytes, aligned or not, inside
+ * one writable RAM page; NULL for MMIO, page crossings and code pages (use load and store, under
+ * soft_engine's split lock if LOCK is asked for). Faults as a store would. */
+void *mem_rmw_ptr(struct vcpu *v, unsigned seg, uint64_t offset, unsigned n);
+/* Effective address of insn->mem without the segment base, wrapped to the address size. */
+uint64_t mem_effective(const struct vcpu *v, const struct insn *in);
+/* Supervisor accesses by linear address (descriptor tables, TSS, interrupt stacks): ignore CPL and SMAP. */
+uint64_t sys_load(struct vcpu *v, uint64_t gva, unsigned size);
+void sys_store(struct vcpu *v, uint64_t gva, unsigned size, uint64_t value);
+
+void tlb_flush_all(struct vcpu *v);
+void tlb_flush_non_global(struct vcpu *v);
+void tlb_flush_page(struct vcpu *v, uint64_t gva);
+/* Recomputes tlb_mode and insn_mode after CPL, CR0, CR4, EFER, CS or AC changed. */
+void vcpu_update_mode(struct vcpu *v);
+
+/* Executes exactly one instruction at CS:RIP of the current mode, with faults delivered (never longjmps out).
+ * The translator's fallback. Returns false if the run loop must look up (halt, shutdown, exit). */
+bool interp_step(struct vcpu *v);
+
+/* x87, MMX, SSE..AVX2, crypto, XSAVE family: engine/soft/fp_*.c. Executes the decoded instruction including
+ * its gating (CR0.EM/TS, CR4.OSFXSR/OSXSAVE, XCR0) and operands; RIP is advanced by the caller.
+ * false: not one of its instructions. */
+bool fp_execute(struct vcpu *v, const struct insn *in);
+
+#endif
