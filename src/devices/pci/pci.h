@@ -48,4 +48,34 @@ uint8_t *pci_dev_wmask(struct pci_dev *d);
 void pci_dev_on_config_write(struct pci_dev *d, void (*fn)(void *opaque, unsigned offset, unsigned len));
 uint64_t pci_dev_bar_gpa(const struct pci_dev *d, unsigned bar);	/* 0: unmapped */
 
+/* What a function's owner does when the bus is reset, saved or freed; any may be NULL.  Called with the
+ * vCPUs stopped, except bar_moved (the vCPU that wrote the BAR; gpa 0: unmapped).  `load` returns 0 or
+ * -errno.  `idle`: no request is under way, so that `save` sees everything. */
+struct stream;
+struct pci_hooks {
+	void (*reset)(void *opaque);
+	bool (*idle)(void *opaque);
+	void (*save)(void *opaque, struct stream *s);
+	int  (*load)(void *opaque, struct stream *s);
+	void (*free)(void *opaque);
+	void (*bar_moved)(void *opaque, unsigned bar, uint64_t gpa);
+};
+void pci_dev_hooks(struct pci_dev *d, const struct pci_hooks *h);	/* h must outlive d */
+
+/* Interrupt pin A, wired to PIRQ (slot % 4): slot 4 -> A, 5 -> B, ...; for the board's _PRT:
+ * INTx pin p (0 = A) of slot s is PIRQ (s + p) % 4. */
+void pci_dev_use_intx(struct pci_dev *d);
+unsigned pci_dev_slot(const struct pci_dev *d);
+/* Command register bit 2: may the function touch memory? */
+bool pci_dev_bus_master(const struct pci_dev *d);
+/* No function has a request under way. */
+bool pci_bus_idle(struct pci_bus *b);
+void pci_bus_save(struct pci_bus *b, struct stream *s);		/* all functions and what hangs on them */
+int  pci_bus_load(struct pci_bus *b, struct stream *s);		/* same functions in the same slots */
+/* Tells somebody else (the LPC bridge in PIC mode) about PIRQ A-D level changes. */
+void pci_bus_watch_intx(struct pci_bus *b, void (*fn)(void *opaque, unsigned pirq, bool level), void *opaque);
+/* Port 0xCF9 lies inside CF8-CFF: called when the guest writes a value that resets (bit 2 rising).
+ * hard: full reset requested (bit 1). On the vCPU's thread. */
+void pci_bus_on_reset_request(struct pci_bus *b, void (*fn)(void *opaque, bool hard), void *opaque);
+
 #endif

@@ -1,0 +1,21 @@
+/* virtio-blk (virtio 1.2, 5.2): a disk on a block node. */
+#ifndef VIXEN_DEVICES_VIRTIO_BLK_H
+#define VIXEN_DEVICES_VIRTIO_BLK_H
+
+#include "base/error.h"
+
+struct virtio_blk;
+struct pci_bus;
+struct map;
+struct loop;
+struct block;
+
+/* Puts a disk on the bus (the next free slot). serial: up to 20 bytes, may be NULL. queues: 1..16.
+ * Owner: the bus, which frees it; `b` stays the caller's and is closed after the bus is freed.
+ * Thread: before the loop runs.  -ENOMEM, -ENOSPC (no slot left), -EMFILE. */
+int virtio_blk_new(struct virtio_blk **out, struct pci_bus *bus, struct map *m, struct loop *l,
+		   struct block *b, const char *serial, unsigned queues, struct error *e);
+/* The PCI slot the disk got (for boot order). */
+unsigned virtio_blk_slot(const struct virtio_blk *d);
+
+#endif
