@@ -1,0 +1,231 @@
+/* Paging as the SDM, vol. 3 chapter 4 has it: permissions, A/D bits, error codes, sizes, invalidation. */
+#include "guest.h"
+
+#define AREA 0x40000000ull	/* 1 GiB: plain RAM may be absent, so every page here is mapped by hand */
+#define NX (1ull << 63)
+#define G (1ull << 8)
+
+static uint64_t page_a, page_b;
+
+static void load(void *p) { (void)*(volatile uint8_t *)p; }
+static void store(void *p) { *(volatile uint8_t *)p = 1; }
+static void store_wide(void *p) { *(volatile uint64_t *)p = 0x1122334455667788ull; }
+static void fetch(void *p) { ((void (*)(void))p)(); }
+static void rmw_zero(void *p) { __asm__ volatile("lock orl $0, (%0)" : : "r"(p) : "memory"); }
+static void cmpxchg_miss(void *p)
+{
+	__asm__ volatile("movl $99, %%eax; lock cmpxchgl %%ecx, (%0)" : : "r"(p) : "eax", "memory");
+}
+
+static void map(uint64_t gva, uint64_t entry)
+{
+	*page_entry(gva, true) = entry;
+	invlpg(gva);
+}
+
+/* Says whether fn at gva under `entry` ends in #PF with exactly this code (-1: no fault). */
+static void expect(const char *name, int64_t (*run)(void (*)(void *), void *), void (*fn)(void *),
+		   uint64_t entry, int64_t error)
+{
+	map(AREA, entry);
+	int64_t got = run(fn, (void *)AREA);
+	if (error < 0)
+		check(got == -1, name, "expected no fault, got %ld", got);
+	else
+		check(got == 14 && (int64_t)caught.error == error && caught.cr2 == AREA, name,
+		      "expected #PF %lx", error);
+}
+
+static void permissions(void)
+{
+	*(uint8_t *)page_a = 0xc3;	/* ret */
+	expect("kernel read of a present page", try, load, page_a | 3, -1);
+	expect("not present, kernel read", try, load, page_a | 2, 0);
+	expect("not present, kernel write", try, store, page_a | 2, 2);
+	expect("not present, user read", try_user, load, page_a | 6, 4);
+	expect("not present, user write", try_user, store, page_a | 6, 6);
+	expect("user reads supervisor page", try_user, load, page_a | 3, 5);
+	expect("user writes supervisor page", try_user, store, page_a | 3, 7);
+	expect("user writes read-only page", try_user, store, page_a | 5, 7);
+	expect("user reads read-only page", try_user, load, page_a | 5, -1);
+	expect("kernel writes read-only page, WP", try, store, page_a | 1, 3);
+	WRITE_CR(0, READ_CR(0) & ~0x10000ull);
+	expect("kernel writes read-only page, no WP", try, store, page_a | 1, -1);
+	WRITE_CR(0, READ_CR(0) | 0x10000);
+	*(uint8_t *)page_a = 0xc3;
+	expect("fetch from NX page", try, fetch, page_a | 3 | NX, 0x11);
+	expect("user fetch from NX page", try_user, fetch, page_a | 7 | NX, 0x15);
+	expect("fetch from plain page", try, fetch, page_a | 3, -1);
+	expect("user fetch from supervisor page", try_user, fetch, page_a | 3, 0x15);
+	expect("reserved bit set", try, load, page_a | 3 | 1ull << 51, 9);
+	expect("cmpxchg without match still writes", try, cmpxchg_miss, page_a | 1, 3);
+	expect("user atomic on read-only page", try_user, rmw_zero, page_a | 5, 7);
+}
+
+/* The harness lives in user pages so that try_user can run it; SMEP and SMAP need it elsewhere. */
+static void harness_user(bool user)
+{
+	for (uint64_t p = 0; p < 0x800000; p += 4096) {
+		uint64_t *pd = &boot_pd[0][p >> 21];
+		*pd = user ? *pd | 4 : *pd & ~4ull;
+		if (!(*pd & 0x80)) {
+			uint64_t *e = page_entry(p, false);
+			*e = user ? *e | 4 : *e & ~4ull;
+		}
+	}
+	WRITE_CR(3, READ_CR(3));
+}
+
+static void smep_smap(void)
+{
+	harness_user(false);
+	*(uint8_t *)page_a = 0xc3;
+	if (cpu_has(7, 1, 7)) {
+		WRITE_CR(4, READ_CR(4) | 1 << 20);
+		expect("SMEP: kernel fetches user page", try, fetch, page_a | 7, 0x11);
+		expect("SMEP: kernel fetches own page", try, fetch, page_a | 3, -1);
+		WRITE_CR(4, READ_CR(4) & ~(1ull << 20));
+	}
+	if (cpu_has(7, 1, 20)) {
+		map(AREA, page_a | 7);
+		WRITE_CR(4, READ_CR(4) | 1 << 21);
+		check(try(load, (void *)AREA) == 14 && caught.error == 1, "SMAP: kernel reads user page", "");
+		check(try(store, (void *)AREA) == 14 && caught.error == 3, "SMAP: kernel writes user page", "");
+		__asm__ volatile("stac");
+		check(try(load, (void *)AREA) == -1, "SMAP: allowed with AC", "");
+		__asm__ volatile("clac");
+		check(try(load, (void *)AREA) == 14, "SMAP: forbidden again after CLAC", "");
+		WRITE_CR(4, READ_CR(4) & ~(1ull << 21));
+	}
+	harness_user(true);
+}
+
+static void accessed_dirty(void)
+{
+	uint64_t *e = page_entry(AREA, true);
+	map(AREA, page_a | 3);
+	CHECK((*e & 0x60) == 0, "A and D start clear");
+	load((void *)AREA);
+	CHECK((*e & 0x60) == 0x20, "read sets A only");
+	store((void *)AREA);
+	CHECK((*e & 0x60) == 0x60, "write sets D");
+	*e &= ~0x60ull;
+	invlpg(AREA);
+	rmw_zero((void *)AREA);
+	CHECK((*e & 0x60) == 0x60, "atomic sets A and D");
+	map(AREA, page_a | 3);
+	load((void *)AREA);
+	*e &= ~0x40ull;
+	store((void *)AREA);
+	CHECK(*e & 0x40, "write after cached read sets D");
+}
+
+static void crossing(void)
+{
+	map(AREA, page_a | 3);
+	map(AREA + 4096, page_b | 3);
+	store_wide((void *)(AREA + 4092));
+	CHECK(*(uint32_t *)(page_a + 4092) == 0x55667788 && *(uint32_t *)page_b == 0x11223344,
+	      "store crosses into an unrelated page");
+	CHECK(*(volatile uint64_t *)(AREA + 4092) == 0x1122334455667788ull, "load crosses pages");
+	map(AREA + 4096, 0);
+	*(uint32_t *)(page_a + 4092) = 7;
+	check(try(store_wide, (void *)(AREA + 4092)) == 14 && caught.cr2 == AREA + 4096 && caught.error == 2,
+	      "split store faults on the second page", "");
+	CHECK(*(uint32_t *)(page_a + 4092) == 7, "a split store that faults writes nothing");
+	check(try(load, (void *)0x0000800000000000ull) == 13, "non-canonical load is #GP", "");
+	check(try(load, (void *)0xffff7fffffffffffull) == 13, "non-canonical load, high, is #GP", "");
+	check(try(store_wide, (void *)0x00007ffffffffffcull) != -1, "store across the canonical hole faults", "");
+}
+
+static void invalidation(void)
+{
+	*(uint8_t *)page_a = 0xaa;
+	*(uint8_t *)page_b = 0xbb;
+	map(AREA, page_a | 3);
+	load((void *)AREA);
+	*page_entry(AREA, true) = page_b | 3;
+	invlpg(AREA);
+	CHECK(*(volatile uint8_t *)AREA == 0xbb, "invlpg forgets the page");
+	*page_entry(AREA, true) = page_a | 3;
+	WRITE_CR(3, READ_CR(3));
+	CHECK(*(volatile uint8_t *)AREA == 0xaa, "CR3 load forgets a page");
+	*page_entry(AREA, true) = page_a | 3 | G;
+	WRITE_CR(4, READ_CR(4) & ~0x80ull);
+	WRITE_CR(4, READ_CR(4) | 0x80);
+	load((void *)AREA);
+	*page_entry(AREA, true) = page_b | 3 | G;
+	WRITE_CR(4, READ_CR(4) ^ 0x80);
+	WRITE_CR(4, READ_CR(4) ^ 0x80);
+	CHECK(*(volatile uint8_t *)AREA == 0xbb, "toggling PGE forgets global pages");
+}
+
+static void pcid(void)
+{
+	if (!cpu_has(1, 2, 17))
+		return;
+	uint64_t cr3 = READ_CR(3);
+	uint64_t *other = page_alloc();
+	for (int i = 0; i < 512; i++)
+		other[i] = boot_pml4[i];
+	/* In the second space, 512 GiB up maps page_b; in the first page_a. */
+	uint64_t gva = 512ull << 30;
+	map(gva, page_a | 3);
+	other[1] = 0;
+	WRITE_CR(4, READ_CR(4) | 1 << 17);
+	WRITE_CR(3, cr3 | 1);
+	*(uint8_t *)page_a = 1;
+	*(uint8_t *)page_b = 2;
+	CHECK(*(volatile uint8_t *)gva == 1, "PCID 1 sees its page");
+	WRITE_CR(3, (uint64_t)other | 2);
+	*page_entry(gva, true) = page_b | 3;
+	CHECK(*(volatile uint8_t *)gva == 2, "PCID 2 sees another page at the same address");
+	WRITE_CR(3, cr3 | 1 | 1ull << 63);
+	CHECK(*(volatile uint8_t *)gva == 1, "back in PCID 1 without a flush");
+	if (cpu_has(7, 1, 10)) {
+		struct { uint64_t pcid, gva; } d = { 1, gva };
+		*page_entry(gva, true) = page_b | 3;
+		__asm__ volatile("invpcid %0, %1" : : "m"(d), "r"(0ull) : "memory");
+		CHECK(*(volatile uint8_t *)gva == 2, "invpcid forgets one address");
+	}
+	WRITE_CR(3, cr3);
+	WRITE_CR(4, READ_CR(4) & ~(1ull << 17));
+}
+
+static void sizes(void)
+{
+	boot_pd[0][6] = 0x400000 | 0x87;	/* 12 MiB shows 4 MiB */
+	invlpg(6 << 21);
+	*(uint32_t *)0x400010 = 0x2bad;
+	CHECK(*(volatile uint32_t *)((6 << 21) + 0x10) == 0x2bad, "2 MiB page");
+	CHECK(boot_pd[0][6] & 0x20, "2 MiB page gets A");
+	if (cpu_has(0x80000001, 3, 26)) {
+		boot_pml4[2] = (uint64_t)page_alloc() | 7;
+		((uint64_t *)(boot_pml4[2] & ~0xfffull))[0] = 0x87;
+		CHECK(*(volatile uint32_t *)((1024ull << 30) + 0x400010) == 0x2bad, "1 GiB page");
+	}
+	uint64_t *self = page_alloc();
+	self[0] = (uint64_t)self | 7;		/* a table that maps itself must not confuse the walker */
+	boot_pml4[3] = (uint64_t)self | 7;
+	uint64_t loop = 3ull << 39;
+	CHECK(*(volatile uint64_t *)loop == ((uint64_t)self | 0x27), "recursive page table");
+	boot_pml4[4] = 0x000ff00000000000ull | 7;	/* a table where there is no RAM */
+	int64_t r = try(load, (void *)(4ull << 39));
+	CHECK(r == 14 || r == -1, "page table outside RAM does no harm");
+	boot_pml4[4] = 0;
+}
+
+int main(void)
+{
+	trap_init();
+	page_a = (uint64_t)page_alloc();
+	page_b = (uint64_t)page_alloc();
+	permissions();
+	accessed_dirty();
+	crossing();
+	invalidation();
+	smep_smap();
+	pcid();
+	sizes();
+	return 0;
+}
