@@ -67,7 +67,8 @@ enum x86_access {
 	ACCESS_RW,		/* first read and written */
 	ACCESS_RWRW,		/* first two read and written: XCHG, XADD */
 	ACCESS_WW,		/* first two written: MULX */
-	ACCESS_N,		/* first neither (address only): LEA's second, INVLPG, PREFETCH */
+	ACCESS_RW2,		/* first and third read and written: gathers */
+	ACCESS_N,		/* first neither: INVLPG, PREFETCH, NOP (LEA's M is told by its size 0) */
 };
 
 /* Profiles of flag use: X(name, read, written, undefined). "written" are defined afterwards.
@@ -121,6 +122,110 @@ enum x86_access {
 	X(COMI, 0, XF_ALL, 0) \
 	X(FCOMI, XF_ALL, XF_C | XF_P | XF_Z, XF_O | XF_S | XF_A) \
 	X(FCMOV, XF_C | XF_P | XF_Z, 0, 0)
+
+/* Operand codes: X(code, where it is, size), SDM vol. 2 A.2.1 and A.2.2 with these additions:
+ * size f: 8 in 64-bit mode else 4; h, qtr, oct: half, quarter, eighth of x; Ibs: sign-extended imm8;
+ * Evw, Edb, Edw: the first size for a register, the second for memory. */
+#define X86_OPERAND_CODES(X) \
+	X(_, NONE, 0) \
+	X(AL, RAX, b) X(AX, RAX, w) X(eAX, RAX, z) X(rAX, RAX, v) X(CL, RCX, b) X(DX, RDX, w) \
+	X(ES, SEGFIX, w) X(CS, SEGFIX, w) X(SS, SEGFIX, w) X(DS, SEGFIX, w) X(FS, SEGFIX, w) X(GS, SEGFIX, w) \
+	X(Zb, OPREG, b) X(Zv, OPREG, v) \
+	X(Eb, E, b) X(Ew, E, w) X(Ed, E, d) X(Eq, E, q) X(Ev, E, v) X(Ey, E, y) X(Ez, E, z) \
+	X(Evw, E, vw) X(Edb, E, db) X(Edw, E, dw) \
+	X(Rv, E, v) X(Ry, E, y) X(Rf, R, f) \
+	X(Gb, G, b) X(Gw, G, w) X(Gv, G, v) X(Gy, G, y) X(Gf, G, f) X(By, B, y) \
+	X(M, M, 0) X(Ma, M, a) X(Mb, M, b) X(Mw, M, w) X(Md, M, d) X(Mq, M, q) X(Mdq, M, dq) X(Mqq, M, qq) \
+	X(Mx, M, x) X(Mv, M, v) X(My, M, y) X(Mp, M, p) X(Ms, M, s) X(Mt, M, t) X(Mss, M, d) X(Msd, M, q) \
+	X(Menv, M, env) X(Mfpu, M, fpu) X(Mfx, M, 0) X(Mxs, M, 0) X(VXd, VSIB, d) X(VXq, VSIB, q) \
+	X(Ib, I, b) X(Ibs, IS, v) X(Iw, I, w) X(Iz, IZ, v) X(Iv, IV, v) X(One, ONE, b) \
+	X(Jb, J, b) X(Jz, J, z) X(Ap, A, p) \
+	X(Ob, O, b) X(Ov, O, v) \
+	X(Sw, S, w) X(Cf, C, f) X(Df, D, f) \
+	X(Xb, X, b) X(Xv, X, v) X(Xz, X, z) X(Yb, Y, b) X(Yv, Y, v) X(Yz, Y, z) \
+	X(BXb, BX, b) X(AXm, AXMEM, 0) X(DIq, DI, q) X(DIdq, DI, dq) \
+	X(ST0, ST0, t) X(STi, STI, t) \
+	X(Pd, P, d) X(Pq, P, q) X(Qd, Q, d) X(Qq, Q, q) X(Nq, Q, q) \
+	X(Vd, V, d) X(Vq, V, q) X(Vdq, V, dq) X(Vqq, V, qq) X(Vx, V, x) X(Vh, V, h) X(Vss, V, d) X(Vsd, V, q) \
+	X(Hdq, H, dq) X(Hqq, H, qq) X(Hx, H, x) X(Hh, H, h) X(Hss, H, d) X(Hsd, H, q) \
+	X(Wb, W, b) X(Ww, W, w) X(Wd, W, d) X(Wq, W, q) X(Wdq, W, dq) X(Wqq, W, qq) X(Wx, W, x) \
+	X(Wh, W, h) X(Wqtr, W, qtr) X(Woct, W, oct) X(Wss, W, d) X(Wsd, W, q) \
+	X(Ud, W, d) X(Uq, W, q) X(Udq, W, dq) X(Uqq, W, qq) X(Ux, W, x) X(Uss, W, d) X(Usd, W, q) \
+	X(Ldq, L, dq) X(Lqq, L, qq) X(Lx, L, x) X(XMM0, XMM0, dq)
+enum x86_operand_code {
+#define X(code, where, size) OC_##code,
+	X86_OPERAND_CODES(X)
+#undef X
+	OC_COUNT
+};
+
+/* x86_opcode.prefixes: which mandatory prefix selects the row */
+#define PREFIX_NP 1u
+#define PREFIX_P66 2u
+#define PREFIX_F3 4u
+#define PREFIX_F2 8u
+#define PREFIX_NP66 (PREFIX_NP | PREFIX_P66)
+#define PREFIX_NOF3 (PREFIX_NP | PREFIX_P66 | PREFIX_F2)
+#define PREFIX_ANY 15u
+
+/* x86_opcode.attr */
+#define ROW_I64 1u		/* invalid in 64-bit mode */
+#define ROW_O64 2u		/* only in 64-bit mode */
+#define ROW_D64 4u		/* operand size defaults to 64 bits there, 32 is not encodable */
+#define ROW_F64 8u		/* operand size is 64 bits there, 66 is ignored */
+#define ROW_W0 0x10u
+#define ROW_W1 0x20u
+#define ROW_L0 0x40u
+#define ROW_L1 0x80u
+#define ROW_LIG 0x100u
+#define ROW_WGPR 0x200u		/* VEX.W is ignored outside 64-bit mode */
+#define ROW_B0 0x400u		/* REX.B clear */
+#define ROW_B1 0x800u
+#define ROW_AV 0x1000u		/* ALIGN_VECTOR */
+#define ROW_A16 0x2000u
+#define ROW_A64 0x4000u
+
+#define MODRM_MEM 1u		/* mod 0..2 */
+#define MODRM_REG 2u		/* mod 3 */
+
+struct x86_opcode {
+	uint16_t op;			/* enum x86_op */
+	uint8_t vex, map, opcode;
+	uint8_t prefixes;		/* PREFIX_* */
+	uint8_t modrm_forms;		/* MODRM_*; 0: no ModR/M byte */
+	uint8_t modrm_mask, modrm_value;
+	uint8_t access;			/* enum x86_access */
+	uint8_t operand[INSN_MAX_OPS];	/* enum x86_operand_code */
+	uint8_t feature;		/* enum x86_feature */
+	uint8_t cls;			/* enum x86_class */
+	uint8_t priv;			/* enum x86_priv */
+	uint8_t trans;			/* enum x86_trans */
+	uint8_t align;			/* enum x86_align */
+	bool lockable;
+	uint16_t attr;			/* ROW_* */
+	uint32_t flags_read, flags_written, flags_undefined;
+};
+
+extern const struct x86_opcode x86_optable[];
+extern const unsigned x86_optable_rows;
+
+/* Rows of one opcode: x86_optable[first..end), empty if none. */
+void x86_optable_find(bool vex, unsigned map, uint8_t opcode, unsigned *first, unsigned *end);
+
+/* What each operand code means, for the decoder. */
+enum operand_where {
+	AT_NONE, AT_RAX, AT_RCX, AT_RDX, AT_SEGFIX, AT_OPREG, AT_E, AT_R, AT_G, AT_B, AT_M, AT_VSIB,
+	AT_I, AT_IS, AT_IZ, AT_IV, AT_ONE, AT_J, AT_A, AT_O, AT_S, AT_C, AT_D, AT_X, AT_Y, AT_BX, AT_AXMEM, AT_DI,
+	AT_ST0, AT_STI, AT_P, AT_Q, AT_V, AT_H, AT_W, AT_L, AT_XMM0,
+};
+enum operand_size {
+	SIZE_0, SIZE_b, SIZE_w, SIZE_d, SIZE_q, SIZE_t, SIZE_dq, SIZE_qq,	/* fixed */
+	SIZE_v, SIZE_z, SIZE_y, SIZE_f, SIZE_p, SIZE_s, SIZE_a, SIZE_env, SIZE_fpu,
+	SIZE_x, SIZE_h, SIZE_qtr, SIZE_oct,
+	SIZE_vw, SIZE_db, SIZE_dw,						/* register, memory */
+};
+struct x86_operand_spec { uint8_t where, size; };
+extern const struct x86_operand_spec x86_operand_specs[OC_COUNT];
 
 const char *x86_op_name(enum x86_op op);	/* "ADD"; VEX forms without their V */
 
