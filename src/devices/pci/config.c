@@ -15,6 +15,8 @@ uint32_t config_read(struct pci_dev *d, unsigned offset, unsigned size)
 
 	if (offset + size > PCI_CONFIG_BYTES)
 		return ~0u;
+	if (d->hooks && d->hooks->config_reading)
+		d->hooks->config_reading(d->opaque, offset, size);
 	for (unsigned i = 0; i < size; i++) {
 		uint8_t byte = d->config[offset + i];
 

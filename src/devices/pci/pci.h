@@ -59,6 +59,8 @@ struct pci_hooks {
 	int  (*load)(void *opaque, struct stream *s);
 	void (*free)(void *opaque);
 	void (*bar_moved)(void *opaque, unsigned bar, uint64_t gpa);
+	/* The guest is about to read these bytes of configuration space. Bus lock held. */
+	void (*config_reading)(void *opaque, unsigned offset, unsigned len);
 };
 void pci_dev_hooks(struct pci_dev *d, const struct pci_hooks *h);	/* h must outlive d */
 
@@ -68,7 +70,8 @@ void pci_dev_use_intx(struct pci_dev *d);
 unsigned pci_dev_slot(const struct pci_dev *d);
 /* Command register bit 2: may the function touch memory? */
 bool pci_dev_bus_master(const struct pci_dev *d);
-/* No function has a request under way. */
+/* No function has a request under way. pci_bus_reset() only begins the reset of devices that are busy:
+ * wait for this (the I/O loop running) before loading a new kernel into RAM that they may still write to. */
 bool pci_bus_idle(struct pci_bus *b);
 void pci_bus_save(struct pci_bus *b, struct stream *s);		/* all functions and what hangs on them */
 int  pci_bus_load(struct pci_bus *b, struct stream *s);		/* same functions in the same slots */
