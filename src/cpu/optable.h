@@ -131,10 +131,10 @@ enum x86_access {
 	X(AL, RAX, b) X(AX, RAX, w) X(eAX, RAX, z) X(rAX, RAX, v) X(CL, RCX, b) X(DX, RDX, w) \
 	X(ES, SEGFIX, w) X(CS, SEGFIX, w) X(SS, SEGFIX, w) X(DS, SEGFIX, w) X(FS, SEGFIX, w) X(GS, SEGFIX, w) \
 	X(Zb, OPREG, b) X(Zv, OPREG, v) \
-	X(Eb, E, b) X(Ew, E, w) X(Ed, E, d) X(Eq, E, q) X(Ev, E, v) X(Ey, E, y) X(Ez, E, z) \
+	X(Eb, E, b) X(Ew, E, w) X(Ed, E, d) X(Eq, E, q) X(Ev, E, v) X(Ey, E, y) \
 	X(Evw, E, vw) X(Edb, E, db) X(Edw, E, dw) \
 	X(Rv, E, v) X(Ry, E, y) X(Rf, R, f) \
-	X(Gb, G, b) X(Gw, G, w) X(Gv, G, v) X(Gy, G, y) X(Gf, G, f) X(By, B, y) \
+	X(Gb, G, b) X(Gw, G, w) X(Gd, G, d) X(Gv, G, v) X(Gy, G, y) X(Gf, G, f) X(By, B, y) \
 	X(M, M, 0) X(Ma, M, a) X(Mb, M, b) X(Mw, M, w) X(Md, M, d) X(Mq, M, q) X(Mdq, M, dq) X(Mqq, M, qq) \
 	X(Mx, M, x) X(Mv, M, v) X(My, M, y) X(Mp, M, p) X(Ms, M, s) X(Mt, M, t) X(Mss, M, d) X(Msd, M, q) \
 	X(Menv, M, env) X(Mfpu, M, fpu) X(Mfx, M, 0) X(Mxs, M, 0) X(VXd, VSIB, d) X(VXq, VSIB, q) \
