@@ -41,4 +41,9 @@ void block_flush(struct block *b, block_done_fn *done, void *opaque);
 void block_discard(struct block *b, uint64_t offset, uint64_t len, block_done_fn *done, void *opaque);
 void block_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may_unmap, block_done_fn *done, void *opaque);
 
+/* Between plug and unplug requests are gathered and handed to the host together; pairs nest.
+ * `done` may run inside any of these functions, also before it returns. */
+void block_plug(struct block *b);
+void block_unplug(struct block *b);
+
 #endif

@@ -16,7 +16,7 @@
 #include "devices/virtio/queue.h"
 
 #define VIRTIO_QUEUES_MAX 32u
-#define VIRTIO_CONFIG_MAX 64u
+#define VIRTIO_CONFIG_MAX 128u
 
 struct virtio;
 struct pci_bus;
