@@ -84,7 +84,7 @@ static bool pvh_entry(const struct boot_image *k, uint32_t *entry)
 int boot_elf_pvh(struct map *m, const struct boot_layout *l, const struct boot_files *f, const struct boot_image *k,
 		 struct x86_state *bsp, struct error *e)
 {
-	uint32_t entry;
+	uint32_t entry = 0;
 	uint64_t end, initrd, initrd_len;
 	int ret;
 	if (!pvh_entry(k, &entry))
@@ -139,7 +139,7 @@ int boot_multiboot(struct map *m, const struct boot_layout *l, const struct boot
 		   uint32_t header, struct x86_state *bsp, struct error *e)
 {
 	uint64_t end = 0, initrd, initrd_len;
-	uint32_t entry;
+	uint32_t entry = 0;
 	int ret;
 	if (load_le32(k->bytes + header + 4) >> 16 & 1) {
 		ret = load_flat(m, k, header, &entry, e);
