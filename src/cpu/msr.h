@@ -16,7 +16,7 @@
 struct cpu_model;
 
 enum msr_index {
-#define X86_MSR(name, index, ...) MSR_##name = (int)(index),
+#define X86_MSR(name, index, ...) MSR_##name = (index),
 #include "cpu/msr.def"
 #undef X86_MSR
 	MSR_TSC = 0x10,
