@@ -1,0 +1,58 @@
+/*
+ * One board: a q35-compatible PC, wired from its parts, and its vCPUs.
+ *
+ *   board_new -> board_disk/board_net/... -> board_boot -> board_run -> board_free
+ *
+ * Thread: all on the I/O thread (the caller's) but board_stop(). The vCPU threads live inside board_run().
+ */
+#ifndef VIXEN_MACHINE_BOARD_H
+#define VIXEN_MACHINE_BOARD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "engine/engine.h"
+#include "machine/boot.h"
+#include "net/port.h"
+
+#define BOARD_VCPUS_MAX 16
+#define BOARD_RAM_MIN (64ull << 20)
+#define BOARD_LOW_RAM_MAX 0xb0000000ull	/* ECAM begins here; the rest of RAM lies above 4 GiB */
+
+struct board;
+struct loop;
+struct block;
+
+struct board_config {
+	const struct engine_ops *engine;
+	const char *cpu_model;		/* "x86-64-v2", "x86-64-v3", "host" */
+	unsigned vcpus;			/* 1..16 */
+	uint64_t ram_bytes;		/* multiple of 4 KiB, from BOARD_RAM_MIN */
+	bool interpret_only, trace;
+	/* The first serial port. write: on a vCPU thread. */
+	void (*console_write)(void *opaque, uint8_t byte);
+	void (*console_room)(void *opaque);	/* takes input again; any thread; may be NULL */
+	void *console_opaque;
+};
+
+enum board_end { BOARD_POWER_OFF, BOARD_RESET, BOARD_CRASHED, BOARD_FAILED, BOARD_STOPPED };
+
+int board_new(struct board **out, struct loop *l, const struct board_config *c, struct error *e);
+/* Stops nothing: the board must not be running. Frees its devices; block nodes stay the caller's. */
+void board_free(struct board *b);
+
+int board_disk(struct board *b, struct block *disk, const char *serial, struct error *e);
+/* User-mode NAT with port forwards. */
+int board_net_user(struct board *b, const struct net_forward *fwd, int nfwd, struct error *e);
+
+/* Loads the kernel, fills in the tables and resets all parts. */
+int board_boot(struct board *b, const struct boot_files *f, struct error *e);
+/* Starts the vCPU threads and runs the loop until the guest ends or board_stop(). e: for BOARD_FAILED. */
+enum board_end board_run(struct board *b, struct error *e);
+void board_stop(struct board *b);		/* any thread, async-signal-safe */
+void board_power_button(struct board *b);	/* asks the guest to shut down; any thread */
+size_t board_console_input(struct board *b, const uint8_t *bytes, size_t n);
+
+#endif
