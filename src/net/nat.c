@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "host/loop.h"
 #include "net/port.h"
+#include "net/screen.h"
 
 #define MTU 1500
 #define FRAME_OUT_MAX (14 + 4 + MTU)
@@ -283,7 +284,8 @@ static void nat_send(void *opaque, const struct iovec *iov, int iovcnt)
 		memcpy(frame + len, iov[i].iov_base, iov[i].iov_len);
 		len += iov[i].iov_len;
 	}
-	if (len < 14)
+	len = screen_frame(frame, len);
+	if (!len)
 		return;
 	slirp_input(n->slirp, frame, (int)len);
 	schedule(n);
