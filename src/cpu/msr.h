@@ -29,7 +29,7 @@ enum msr_index {
 bool msr_get(const struct x86_state *s, const struct cpu_model *model, uint32_t msr, uint64_t *value);
 bool msr_set(struct x86_state *s, const struct cpu_model *model, uint32_t msr, uint64_t value);
 
-/* MSRs kept in the state, for engines and formats that list them: NULL past the end. */
+/* The MSRs kept in the state, ascending, for engines and formats that list them. */
 const uint32_t *msr_list(unsigned *count);
 
 #endif
