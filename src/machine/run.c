@@ -192,12 +192,12 @@ static bool wired_nmi(void *opaque)
 static uint8_t wired_tpr(void *opaque)
 {
 	struct cpu_thread *c = opaque;
-	return lapic_tpr(c->board->lapics, c->index);
+	return lapic_tpr(c->board->lapics, c->index) >> 4;
 }
 static void wired_set_tpr(void *opaque, uint8_t tpr)
 {
 	struct cpu_thread *c = opaque;
-	lapic_set_tpr(c->board->lapics, c->index, tpr);
+	lapic_set_tpr(c->board->lapics, c->index, (uint8_t)(tpr << 4));
 }
 static bool wired_msr_read(void *opaque, uint32_t msr, uint64_t *value)
 {

@@ -1,0 +1,80 @@
+/*
+ * Which RAM holds code that somebody decoded or translated, and who wrote to it.
+ *
+ *   writer (any vCPU, no TLB write entry)     reader (code_watch, then reads the bytes)
+ *     store; fence; lines set? bump version     set lines; fence; writers? make them drop their entries
+ *   writer (fills a TLB write entry)
+ *     set its bit in writers; fence; lines set? then no write entry
+ *
+ * Of each pair at least one side sees the other, so a byte read after code_watch() is either final or its
+ * change bumps the version.
+ */
+#include "engine/soft/soft.h"
+
+#include <sched.h>
+
+#include "engine/soft/interp.h"
+
+static uint64_t line_mask(unsigned first, unsigned last)
+{
+	return (~0ull << (first / 64)) & (~0ull >> (63 - last / 64));
+}
+
+/* Makes vCPU t drop its TLB before it executes anything more, and waits for that. The waiter counts as being
+ * at a safe point itself, so that two who wait for each other both go on. */
+static void drop_writer(struct vcpu *t)
+{
+	vcpu_request(t, REQUEST_FLUSH_TLB);
+	atomic_thread_fence(memory_order_seq_cst);
+	while (atomic_load(&interp_of(t)->running) && (atomic_load(&t->request) & REQUEST_FLUSH_TLB))
+		sched_yield();
+}
+
+static void drop_writers(struct vcpu *v, const struct page_info *pi, uint32_t writers)
+{
+	struct interp *ip = interp_of(v);
+	bool was_running = atomic_load(&ip->running);
+
+	atomic_store(&ip->running, false);
+	for (unsigned i = 0; i < SOFT_MAX_VCPUS; i++)
+		if ((writers >> i & 1) && v->en->vcpu[i] && v->en->vcpu[i] != v)
+			drop_writer(v->en->vcpu[i]);
+	atomic_store(&ip->running, was_running);
+	if (writers >> v->w.index & 1)
+		tlb_drop_writes(v, pi->rw_hva);
+	vcpu_service(v);
+}
+
+void code_watch(struct vcpu *v, const struct page_info *pi, unsigned first, unsigned last)
+{
+	struct code_page *cp = &v->en->code[pi->ram_page];
+	uint64_t mask = line_mask(first, last);
+	uint32_t writers;
+
+	if ((atomic_load(&cp->lines) & mask) == mask)
+		return;
+	if (!atomic_fetch_or(&cp->lines, mask))
+		map_code_set(v->en->map, pi->ram_page, true);
+	atomic_thread_fence(memory_order_seq_cst);
+	writers = atomic_exchange(&cp->writers, 0);
+	if (writers)
+		drop_writers(v, pi, writers);
+}
+
+void code_wrote(struct soft_engine *en, uint32_t ram_page, unsigned first, unsigned last)
+{
+	struct code_page *cp = &en->code[ram_page];
+	uint64_t hit = line_mask(first, last);
+
+	if (ram_page >= en->ram_pages)
+		return;
+	if (!(hit & atomic_load(&cp->lines)))
+		return;
+	/* All code of the page goes, so that a page that once held code does not stay slow to write. Lines
+	 * before version: whoever reads the new version finds the lines clear and watches them anew. */
+	hit = atomic_exchange(&cp->lines, 0);
+	map_code_set(en->map, ram_page, false);
+	atomic_fetch_add(&cp->version, 1);
+	if (en->code_invalidated)
+		en->code_invalidated(en, ram_page, hit);
+}

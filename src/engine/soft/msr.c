@@ -1,0 +1,41 @@
+/* MSRs: the clock's here, devices' through the wiring, the rest from cpu/msr.h; and what a write entails. */
+#include "cpu/msr.h"
+
+#include "engine/soft/operand.h"
+
+bool msr_load(struct vcpu *v, uint32_t msr, uint64_t *value)
+{
+	switch (msr) {
+	case MSR_TSC: *value = soft_tsc(v); return true;
+	case MSR_TSC_ADJUST: *value = v->s.tsc_adjust; return true;
+	default: break;
+	}
+	if (v->w.msr_read && v->w.msr_read(v->w.opaque, msr, value))
+		return true;
+	return msr_get(&v->s, v->en->model, msr, value);
+}
+
+bool msr_store(struct vcpu *v, uint32_t msr, uint64_t value)
+{
+	uint64_t old_efer = v->s.efer, delta;
+
+	switch (msr) {
+	case MSR_TSC:	/* moves TSC_ADJUST along, SDM vol. 3 17.17.3 */
+		delta = value - soft_tsc(v);
+		v->s.tsc_offset += delta;
+		v->s.tsc_adjust += delta;
+		return true;
+	case MSR_TSC_ADJUST:
+		v->s.tsc_offset += value - v->s.tsc_adjust;
+		v->s.tsc_adjust = value;
+		return true;
+	default: break;
+	}
+	if (v->w.msr_write && v->w.msr_write(v->w.opaque, msr, value))
+		return true;
+	if (!msr_set(&v->s, v->en->model, msr, value))
+		return false;
+	if ((old_efer ^ v->s.efer) & EFER_NXE)
+		tlb_flush_all(v);
+	return true;
+}
