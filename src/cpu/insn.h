@@ -12,6 +12,12 @@
  * Conditional ones (Jcc, SETcc, CMOVcc) are one value with the condition in
  * insn.opcode & 15.  String instructions: X86_MOVS, X86_CMPS, X86_STOS, X86_LODS,
  * X86_SCAS, X86_INS, X86_OUTS, element size in ops[0].size (1, 2, 4, 8).
+ *
+ * Operands are in Intel's order and include the implied ones that the table names
+ * (AL, DX, ST(0), XMM0, MASKMOVDQU's [rDI], XLAT's [rBX]).  MOVS and CMPS have two
+ * memory operands: insn.mem is the one at [rSI]; the other is always ES:[rDI].
+ * INS, STOS, SCAS: insn.mem is ES:[rDI].  8-bit immediates that the SDM does not
+ * sign-extend (imm8 counts, ports, ADD Eb,Ib) are zero-extended in insn.imm.
  */
 #ifndef VIXEN_CPU_INSN_H
 #define VIXEN_CPU_INSN_H

@@ -275,7 +275,8 @@ bool mmu_walk(const struct x86_state *s, struct map *m, uint64_t gva, unsigned a
 					    .dirty = true };
 		return true;
 	}
-	do {		/* again only when another vCPU changed an entry in between: it made progress */
+	do {		/* again only when somebody changed an entry in between: they made progress */
+		w.gva = gva;
 		o = walk_once(&w, out);
 	} while (o == WALK_AGAIN);
 	if (o == WALK_FAULT)
