@@ -34,7 +34,7 @@ static bool fail(struct decoder *d, enum decode_result why)
 }
 
 /* n little-endian bytes, zero-extended; 0 with the error set when they are not there. */
-static uint64_t fetch(struct decoder *d, unsigned n)
+static inline uint64_t fetch(struct decoder *d, unsigned n)
 {
 	uint64_t value = 0;
 
@@ -46,7 +46,13 @@ static uint64_t fetch(struct decoder *d, unsigned n)
 		fail(d, DECODE_SHORT);
 		return 0;
 	}
-	memcpy(&value, d->p + d->pos, n);
+	if (d->pos + 8 <= d->avail) {		/* one load, most of the time */
+		memcpy(&value, d->p + d->pos, 8);
+		value &= ~0ull >> (64 - 8 * n);
+	} else {
+		for (unsigned i = 0; i < n; i++)
+			value |= (uint64_t)d->p[d->pos + i] << 8 * i;
+	}
 	d->pos += n;
 	return value;
 }
@@ -325,9 +331,7 @@ static bool modrm_memory_take(struct decoder *d)
 	struct insn *in = d->in;
 	unsigned mod = in->modrm >> 6, rm = in->modrm & 7;
 
-	for (unsigned i = 0; i < INSN_MAX_OPS; i++)
-		if (x86_operand_specs[in->row->operand[i]].where == AT_VSIB)
-			d->vsib = true;
+	d->vsib = in->row->attr & ROW_VSIB;
 	if (d->vsib && (in->addrsize == 2 || rm != 4))
 		return fail(d, DECODE_UD);
 	if (in->addrsize == 2)

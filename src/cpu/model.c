@@ -3,6 +3,7 @@
  *
  *   x86-64-v2, -v3  fixed lists: the psABI level and the system features of such CPUs; GenuineIntel with
  *                   the ARCH_CAPABILITIES that spare Linux page-table isolation and retpolines
+ *   max             x86-64-v3 and all else that the soft engine has and the host can run: for tests
  *   host            the engine's features that the host has too, and the host's vendor and family
  */
 #include "cpu/model_private.h"
@@ -98,6 +99,15 @@ static void level_init(struct cpu_model *model, bool v3)
 	strcpy(model->brand, v3 ? "Vixen virtual CPU, x86-64-v3" : "Vixen virtual CPU, x86-64-v2");
 }
 
+static void max_init(struct cpu_model *model)
+{
+	level_init(model, true);
+	ADD(model, extra);
+	for (unsigned i = 0; i < sizeof(native); i++)
+		model->has[native[i]] = model->has[native[i]] && host_has(native[i]);
+	strcpy(model->brand, "Vixen virtual CPU, all features");
+}
+
 static void host_vendor(struct cpu_model *model)
 {
 	uint32_t eax, ebx, ecx, edx, r[12];
@@ -151,11 +161,13 @@ int cpu_model_new(struct cpu_model **out, const struct cpu_model_config *cfg, st
 	model->kvm_features = cfg->kvm_features;
 	if (!strcmp(cfg->name, "host")) {
 		host_init(model);
+	} else if (!strcmp(cfg->name, "max")) {
+		max_init(model);
 	} else if (!strcmp(cfg->name, "x86-64-v2") || !strcmp(cfg->name, "x86-64-v3")) {
 		level_init(model, cfg->name[8] == '3');
 	} else {
 		free(model);
-		return error_set(e, EINVAL, "the models are x86-64-v2, x86-64-v3 and host", "set up the CPU model",
+		return error_set(e, EINVAL, "the models are x86-64-v2, x86-64-v3, host and max", "set up the CPU model",
 				 "there is no model '%.32s'", cfg->name);
 	}
 	strcpy(model->name, cfg->name);

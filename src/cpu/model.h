@@ -17,7 +17,7 @@
 struct cpu_model;
 
 struct cpu_model_config {
-	const char *name;	/* "x86-64-v2", "x86-64-v3", "host" */
+	const char *name;	/* "x86-64-v2", "x86-64-v3", "host", "max" */
 	uint64_t tsc_hz;	/* for leaves 0x15, 0x16, 0x40000010 */
 	uint32_t kvm_features;	/* leaf 0x40000001 EAX: bits 0 and 3 if the kvmclock MSRs are wired; else 0 */
 };

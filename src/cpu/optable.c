@@ -35,6 +35,8 @@ enum {
 #define ROW_ALIGN(attr) \
 	((attr) & ROW_AV ? ALIGN_VECTOR : (attr) & ROW_A16 ? ALIGN_16 : (attr) & ROW_A64 ? ALIGN_64 : ALIGN_NONE)
 
+#define ROW_HAS_VSIB(code) ((code) == OC_VXd || (code) == OC_VXq ? ROW_VSIB : 0)
+
 #define MODRM(forms, mask, value) .modrm_forms = (forms), .modrm_mask = (mask), .modrm_value = (value)
 #define FORM_NONE MODRM(0, 0, 0)
 #define FORM_ANYRM MODRM(MODRM_MEM | MODRM_REG, 0, 0)
@@ -50,7 +52,7 @@ const struct x86_opcode x86_optable[] = {
 	.op = X86_##mnemonic, .vex = vex_, .map = map_, .opcode = opc, .prefixes = PREFIX_##pfx, FORM_##form, \
 	.access = ACCESS_##acc, .operand = { OC_##o1, OC_##o2, OC_##o3, OC_##o4 }, .feature = FEATURE_##feat, \
 	.cls = CLASS_##class_, .priv = OP_PRIV_##mnemonic, .trans = OP_TRANS_##mnemonic, .align = ROW_ALIGN(attr_), \
-	.lockable = OP_LOCK_##mnemonic, .attr = (attr_), .flags_read = OP_READ_##mnemonic, \
+	.lockable = OP_LOCK_##mnemonic, .attr = (attr_) | ROW_HAS_VSIB(OC_##o2), .flags_read = OP_READ_##mnemonic, \
 	.flags_written = OP_WRITTEN_##mnemonic, .flags_undefined = OP_UNDEF_##mnemonic },
 #include "cpu/optable.def"
 #undef X86_ROW

@@ -184,6 +184,7 @@ enum x86_operand_code {
 #define ROW_AV 0x1000u		/* ALIGN_VECTOR */
 #define ROW_A16 0x2000u
 #define ROW_A64 0x4000u
+#define ROW_VSIB 0x8000u	/* has a vector index */
 
 #define MODRM_MEM 1u		/* mod 0..2 */
 #define MODRM_REG 2u		/* mod 3 */

@@ -256,6 +256,45 @@ static void test_tables_outside_ram(void **state)
 	fixture_free(f);
 }
 
+/* Random tables: any answer but a crash, and any success is in the right shape. */
+static void test_random_tables(void **state)
+{
+	static const uint64_t modes[][2] = {	/* CR4, EFER */
+		{ 0, 0 }, { CR4_PSE, 0 }, { CR4_PAE, EFER_NXE }, { CR4_PAE | CR4_PGE, EFER_LMA | EFER_NXE },
+		{ CR4_PAE | CR4_LA57 | CR4_PKE | CR4_SMEP | CR4_SMAP, EFER_LMA | EFER_NXE },
+	};
+	struct fixture *f = fixture_new();
+	uint64_t rng = 88172645463325252ull;
+	unsigned ok = 0;
+
+	for (unsigned i = 0; i < 1u << 20; i += 8) {
+		rng ^= rng << 13;
+		rng ^= rng >> 7;
+		rng ^= rng << 17;	/* mostly plausible: 1 MiB of tables that point into themselves */
+		put64(f, i, i & 0x38 ? (rng & 0xff067) | P | W | U | (rng >> 40 & PS) : rng);
+	}
+	for (unsigned i = 0; i < 300000; i++) {
+		rng ^= rng << 13;
+		rng ^= rng >> 7;
+		rng ^= rng << 17;
+		f->s.cr4 = modes[i % 5][0];
+		f->s.efer = modes[i % 5][1];
+		f->s.cr3 = rng >> 20 & 0xff000;
+		f->s.pkru = rng;
+		for (unsigned k = 0; k < 4; k++)
+			f->s.pdpte[k] = (rng >> (4 * k) & 0xff000) | P;
+		if (walk(f, rng, rng >> 50 & 15)) {
+			ok++;
+			assert_true(f->r.gpa >> MMU_PHYS_BITS == 0);
+			assert_int_equal(f->r.gpa & 0xfff, rng & 0xfff);
+		} else {
+			assert_int_equal(f->error & ~63u, 0);
+		}
+	}
+	assert_true(ok > 1000);
+	fixture_free(f);
+}
+
 static struct cpu_model *model_new(const char *name)
 {
 	struct cpu_model_config cfg = { .name = name, .tsc_hz = 2500000000u };
@@ -335,6 +374,7 @@ static void test_models(void **state)
 	model_check("x86-64-v2");
 	model_check("x86-64-v3");
 	model_check("host");
+	model_check("max");
 	assert_true(cpu_model_new(&model, &cfg, &e) < 0);
 }
 
@@ -427,7 +467,8 @@ int main(void)
 		cmocka_unit_test(test_no_paging), cmocka_unit_test(test_four_levels), cmocka_unit_test(test_permissions),
 		cmocka_unit_test(test_smep_smap_keys), cmocka_unit_test(test_large_pages),
 		cmocka_unit_test(test_five_levels), cmocka_unit_test(test_pae), cmocka_unit_test(test_32bit),
-		cmocka_unit_test(test_tables_outside_ram), cmocka_unit_test(test_models),
+		cmocka_unit_test(test_tables_outside_ram),
+		cmocka_unit_test(test_random_tables), cmocka_unit_test(test_models),
 		cmocka_unit_test(test_xsave_size), cmocka_unit_test(test_msrs), cmocka_unit_test(test_msr_order), cmocka_unit_test(test_reset),
 	};
 
