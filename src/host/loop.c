@@ -197,7 +197,7 @@ static int wait_events(struct loop *l, struct epoll_event *ev, int max, uint64_t
 int loop_run(struct loop *l)
 {
 	struct epoll_event ev[32];
-	while (!atomic_load(&l->stop)) {
+	while (!atomic_exchange(&l->stop, false)) {
 		int n = wait_events(l, ev, 32, begin_sleep(l));
 		if (n < 0 && errno != EINTR)
 			return -errno;

@@ -17,7 +17,7 @@ struct loop_timer;
 
 struct loop *loop_new(void);		/* NULL when the host has no fds left (errno set) */
 void loop_free(struct loop *l);
-int  loop_run(struct loop *l);		/* until loop_stop(); 0 or -errno */
+int  loop_run(struct loop *l);		/* until loop_stop(), which it consumes; 0 or -errno */
 void loop_stop(struct loop *l);		/* any thread, async-signal-safe */
 
 /* events: EPOLLIN | EPOLLOUT...; the fd stays the caller's. */
