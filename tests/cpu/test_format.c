@@ -10,7 +10,7 @@
 #include "cpu/format.h"
 #include "cpu/optable.h"
 
-static const struct { const char *bytes; enum insn_mode mode; const char *intel, *att; } cases[] = {
+static const struct { char bytes[15]; enum insn_mode mode; const char *intel, *att; } cases[] = {
 	{ "\x90", INSN_64, "nop", "nop" },
 	{ "\x48\x89\xd8", INSN_64, "mov rax,rbx", "mov %rbx,%rax" },
 	{ "\x88\x64\x24\x10", INSN_64, "mov byte ptr [rsp+0x10],ah", "mov %ah,0x10(%rsp)" },
@@ -36,7 +36,7 @@ static void test_shapes(void **state)
 		struct insn in;
 		char buf[96];
 
-		memcpy(bytes, cases[i].bytes, 9);
+		memcpy(bytes, cases[i].bytes, 15);
 		assert_int_equal(insn_decode(&in, bytes, 15, cases[i].mode), DECODE_OK);
 		insn_format(buf, sizeof(buf), &in, 0x1000, SYNTAX_INTEL);
 		assert_string_equal(buf, cases[i].intel);
