@@ -164,6 +164,15 @@ static void page_translate(struct vcpu *v, enum tlb_mode mode, uint64_t va, bool
 	}
 }
 
+bool mem_fill(struct vcpu *v, uint64_t va, bool write)
+{
+	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(va)];
+	struct page_access pa;
+
+	page_translate(v, v->tlb_mode, va, write, &pa);
+	return (write ? t->tag_write : t->tag_read) == (va & GUEST_PAGE_MASK);
+}
+
 static void page_written(struct vcpu *v, const struct page_access *pa, unsigned n)
 {
 	unsigned first = pa->gpa & ~GUEST_PAGE_MASK;

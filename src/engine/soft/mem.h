@@ -23,6 +23,9 @@ static inline void mem_rmw_done(struct vcpu *v)
 /* A host pointer for reading or writing [va, va+n), inside one page of RAM without watchpoints; NULL: go
  * byte by byte. Faults like an access would. For bulk string operations. */
 uint8_t *mem_bulk_ptr(struct vcpu *v, unsigned seg, uint64_t va, unsigned n, bool write);
+/* Fills the TLB entry for an access to the page of va, which is canonical; raises #PF. False: the access has to
+ * take the slow path (device, ROM, code page, watchpoint). */
+bool mem_fill(struct vcpu *v, uint64_t va, bool write);
 /* Instruction fetch: translates one page of CS; raises #PF. Returns the page's GPA. */
 uint64_t mem_fetch_gpa(struct vcpu *v, uint64_t va);
 /* Accesses by linear address at the privilege of `mode`. */

@@ -11,6 +11,7 @@
 
 #include "cpu/model.h"
 #include "engine/soft/operand.h"
+#include "engine/soft/translate.h"
 #include "host/loop.h"
 
 struct engine { struct soft_engine soft; };
@@ -287,8 +288,12 @@ static enum exit_reason run_loop(struct vcpu *v)
 		if (!vcpu_deliver_fault(v))
 			return EXIT_SHUTDOWN;
 	}
-	while (run_prepare(v, &why))
-		step_fast_or_slow(v);
+	while (run_prepare(v, &why)) {
+		if (v->trans && translate_usable(v))
+			translate_run(v);
+		else
+			step_fast_or_slow(v);
+	}
 	return why;
 }
 
@@ -352,6 +357,10 @@ static int soft_create(struct engine **out, const struct engine_config *cfg, str
 		return error_errno(e, ENOMEM, NULL, "allocate the code page table");
 	}
 	pthread_mutex_init(&en->split_lock, NULL);
+	if (!en->interpret_only) {
+		en->translator = translator_new(en, e);
+		en->code_invalidated = translate_invalidate;
+	}
 	l.opaque = en;
 	map_listen(cfg->map, &l);
 	*out = eng;
@@ -362,6 +371,7 @@ static void soft_destroy(struct engine *eng)
 {
 	struct soft_engine *en = &eng->soft;
 
+	translator_free(en->translator);
 	pthread_mutex_destroy(&en->split_lock);
 	munmap(en->code, (en->ram_pages + 1) * sizeof(*en->code));
 	free(eng);
@@ -389,6 +399,14 @@ static int soft_vcpu_create(struct vcpu **out, struct engine *eng, const struct 
 	state_reset(&v->s, w->index == 0);
 	tlb_flush_all(v);
 	vcpu_update_mode(v);
+	if (v->en->translator) {
+		r = translator_vcpu_init(v, e);
+		if (r < 0) {
+			interp_fini(v);
+			free(v);
+			return r;
+		}
+	}
 	eng->soft.vcpu[w->index] = v;
 	*out = v;
 	return 0;
@@ -397,6 +415,7 @@ static int soft_vcpu_create(struct vcpu **out, struct engine *eng, const struct 
 static void soft_vcpu_destroy(struct vcpu *v)
 {
 	v->en->vcpu[v->w.index] = NULL;
+	translator_vcpu_fini(v);
 	interp_fini(v);
 	free(v);
 }

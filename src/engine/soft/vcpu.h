@@ -40,11 +40,28 @@ static inline unsigned tlb_index(uint64_t va) { return (va >> GUEST_PAGE_SHIFT) 
 struct soft_engine;
 struct translator;	/* per VM, engine/soft/translate.h */
 
-enum { REQUEST_KICK = 1, REQUEST_FLUSH_TLB = 2, REQUEST_EXIT = 4, REQUEST_SAFEPOINT = 8 };
+enum { REQUEST_KICK = 1, REQUEST_FLUSH_TLB = 2, REQUEST_EXIT = 4, REQUEST_SAFEPOINT = 8,
+       REQUEST_CODE = 16 /* translated code went stale; the translator's own */ };
+
+/* What translated code reaches by constant offsets besides s and tlb (translate_private.h). */
+#define TRANSLATE_MODES 16
+struct vcpu_hot {
+	uint64_t page;			/* linear address of the page the running block lies in */
+	uint64_t save_rax, save_flags, save_rcx, save_value;
+	uint64_t t0, t1;		/* the temporaries on exit (t0: also on entry) */
+	uint64_t exit_ptr;		/* where the exit's inline data are */
+	uint64_t enter_target;
+	void *jump[TRANSLATE_MODES];	/* linear RIP -> host code, by translation mode */
+	uint32_t exit_reason;
+	uint32_t host_mxcsr;
+	uint8_t fpu_live;		/* guest x87/SSE/AVX state is in the host registers */
+	uint8_t fpu_want;		/* load it on entry */
+};
 
 struct vcpu {
 	struct x86_state s;
 	struct tlb_entry tlb[TLB_MODES][TLB_ENTRIES];
+	struct vcpu_hot hot;
 	_Atomic uint32_t request;	/* REQUEST_*: set by any thread, polled at block boundaries */
 	uint8_t tlb_mode;		/* enum tlb_mode for data accesses at the current CPL */
 	uint8_t insn_mode;		/* enum insn_mode of CS */

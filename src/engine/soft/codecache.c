@@ -1,0 +1,174 @@
+/*
+ * One vCPU's translated code: where blocks live, how they are found, how they go.
+ *
+ *   jump cache   linear RIP -> host code, per translation mode; as valid as a TLB, and flushed with it
+ *   hash         RAM page + offset + mode -> struct tblock
+ *   page hash    RAM page -> its blocks
+ *
+ * Direct jumps are linked only inside one guest page, so all links into a page's code come from blocks of the same
+ * page and go with them: dropping a page needs no unlinking. What remains are jump cache entries.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "engine/soft/translate_private.h"
+
+static uint32_t block_hash(uint32_t ram_page, unsigned offset, unsigned mode)
+{
+	uint64_t key = ((uint64_t)ram_page << 12 | offset) << 4 | mode;
+
+	return (uint32_t)((key * 0x9e3779b97f4a7c15ull) >> (64 - TBLOCK_HASH_BITS));
+}
+
+static uint32_t page_hash(uint32_t ram_page)
+{
+	return (ram_page * 0x9e3779b1u) >> (32 - TPAGE_HASH_BITS);
+}
+
+struct tblock *cache_find(struct vcpu *v, uint32_t ram_page, unsigned offset, unsigned mode)
+{
+	struct trans_vcpu *t = trans_of(v);
+
+	for (uint32_t i = t->hash[block_hash(ram_page, offset, mode)]; i; i = t->blocks[i].hash_next) {
+		struct tblock *k = &t->blocks[i];
+		if (k->live && k->ram_page == ram_page && k->offset == offset && k->mode == mode)
+			return k;
+	}
+	return NULL;
+}
+
+bool cache_room(struct vcpu *v)
+{
+	struct trans_vcpu *t = trans_of(v);
+
+	return t->used + EMIT_SLACK <= t->mem.size_bytes && t->block_count + 1 < TBLOCK_MAX;
+}
+
+struct tblock *cache_add(struct vcpu *v, uint32_t ram_page, uint64_t gpa, unsigned mode, uint32_t version)
+{
+	unsigned offset = gpa & ~GUEST_PAGE_MASK;
+	struct trans_vcpu *t = trans_of(v);
+	uint32_t i = ++t->block_count;
+	uint32_t *head = &t->hash[block_hash(ram_page, offset, mode)];
+	uint32_t *phead = &t->page_hash[page_hash(ram_page)];
+	struct tblock *k = &t->blocks[i];
+
+	*k = (struct tblock){ .hash_next = *head, .page_next = *phead, .ram_page = ram_page, .version = version,
+			      .gpa_page = gpa & GUEST_PAGE_MASK, .offset = (uint16_t)offset, .mode = (uint8_t)mode, .live = true };
+	*head = i;
+	*phead = i;
+	return k;
+}
+
+void cache_flush(struct vcpu *v)
+{
+	struct trans_vcpu *t = trans_of(v);
+
+	memset(t->hash, 0, sizeof t->hash);
+	memset(t->page_hash, 0, sizeof t->page_hash);
+	t->block_count = 0;
+	t->used = t->used_base;
+	t->generation++;
+	jump_cache_flush(v);
+}
+
+void cache_drop_page(struct vcpu *v, uint32_t ram_page)
+{
+	struct trans_vcpu *t = trans_of(v);
+	uint32_t *link = &t->page_hash[page_hash(ram_page)];
+
+	while (*link) {
+		struct tblock *k = &t->blocks[*link];
+		if (k->ram_page == ram_page) {
+			k->live = false;
+			*link = k->page_next;
+		} else {
+			link = &k->page_next;
+		}
+	}
+}
+
+/* Takes what other threads, or this one, said of changed code. */
+void cache_inbox(struct vcpu *v)
+{
+	struct trans_vcpu *t = trans_of(v);
+	uint32_t pages[INBOX_PAGES], n;
+
+	if (!atomic_load_explicit(&t->inbox_count, memory_order_acquire))
+		return;
+	atomic_fetch_and(&v->request, ~(uint32_t)REQUEST_CODE);
+	pthread_mutex_lock(&t->inbox_lock);
+	n = t->inbox_count;
+	memcpy(pages, t->inbox, sizeof pages);
+	t->inbox_count = 0;
+	pthread_mutex_unlock(&t->inbox_lock);
+	if (n > INBOX_PAGES) {
+		cache_flush(v);
+		return;
+	}
+	for (uint32_t i = 0; i < n; i++)
+		cache_drop_page(v, pages[i]);
+	jump_cache_flush(v);
+	t->generation++;
+}
+
+void translate_invalidate(struct soft_engine *en, uint32_t ram_page, uint64_t lines)
+{
+	for (unsigned i = 0; i < SOFT_MAX_VCPUS; i++) {
+		struct vcpu *v = en->vcpu[i];
+		struct trans_vcpu *t = v ? trans_of(v) : NULL;
+		uint32_t n;
+
+		if (!t || !t->block_count)
+			continue;
+		pthread_mutex_lock(&t->inbox_lock);
+		n = t->inbox_count;
+		if (n < INBOX_PAGES)
+			t->inbox[n] = ram_page;
+		if (n <= INBOX_PAGES)
+			t->inbox_count = n + 1;
+		pthread_mutex_unlock(&t->inbox_lock);
+		vcpu_request(v, REQUEST_CODE);
+	}
+}
+
+int jump_cache_need(struct vcpu *v, unsigned mode)
+{
+	struct jump_slot *s;
+
+	if (v->hot.jump[mode])
+		return 0;
+	s = mmap(NULL, JUMP_CACHE_ENTRIES * sizeof *s, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (s == MAP_FAILED)
+		return -ENOMEM;
+	/* Slot 0 must not match RIP 0: neg_rip + rip is zero there. */
+	s[0].neg_rip = 1;
+	v->hot.jump[mode] = s;
+	return 0;
+}
+
+void jump_cache_flush(struct vcpu *v)
+{
+	struct trans_vcpu *t = trans_of(v);
+
+	for (unsigned i = 0; i < t->filled_count; i++) {
+		struct jump_slot *s = v->hot.jump[t->filled[i].mode];
+		s[t->filled[i].slot].neg_rip = t->filled[i].slot ? 0 : 1;
+	}
+	t->filled_count = 0;
+}
+
+/* A zero neg_rip matches RIP 0 alone, whose slot is 0 and never zero. */
+void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const uint8_t *host)
+{
+	struct trans_vcpu *t = trans_of(v);
+	struct jump_slot *s = jump_cache_slot(v, mode, rip);
+
+	if (t->filled_count == FILL_LIST)
+		jump_cache_flush(v);
+	t->filled[t->filled_count].mode = (uint8_t)mode;
+	t->filled[t->filled_count++].slot = (uint16_t)(rip & (JUMP_CACHE_ENTRIES - 1));
+	s->host = host;
+	s->neg_rip = -rip;
+}

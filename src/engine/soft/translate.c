@@ -1,0 +1,285 @@
+/*
+ * The translator's run loop: finds or makes a block, enters it, handles what it left for.
+ */
+#include "engine/soft/translate_private.h"
+
+#include <cpuid.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "engine/soft/mem.h"
+
+#define HWCAP2_FSGSBASE_BIT 2ul
+#define ARCH_SET_GS_CODE 0x1001
+
+/* --- what this host offers --- */
+
+static unsigned host_fp_level(void)
+{
+	unsigned a, b, c, d, lo, hi;
+
+	if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
+		return FP_NONE;
+	__asm__("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+	if ((lo & 7) != 7)
+		return FP_NONE;
+	return __builtin_cpu_supports("avx") ? FP_AVX : FP_NONE;
+}
+
+struct translator *translator_new(struct soft_engine *en, struct error *e)
+{
+	struct translator *t = calloc(1, sizeof *t);
+
+	if (!t)
+		error_set(e, ENOMEM, NULL, "create the translator", "out of memory");
+	else
+		t->fp_level = host_fp_level();
+	return t;
+}
+
+void translator_free(struct translator *t) { free(t); }
+
+int translator_vcpu_init(struct vcpu *v, struct error *e)
+{
+	struct trans_vcpu *t = calloc(1, sizeof *t);
+	struct emitter em;
+	int r = -ENOMEM;
+
+	if (!t)
+		goto fail;
+	t->build = calloc(1, sizeof *t->build);
+	t->blocks = calloc(TBLOCK_MAX, sizeof *t->blocks);
+	if (!t->build || !t->blocks)
+		goto fail_parts;
+	r = execmem_init(&t->mem, CODE_CACHE_BYTES, e);
+	if (r < 0)
+		goto fail_parts;
+	pthread_mutex_init(&t->inbox_lock, NULL);
+	v->trans = t;
+	em.p = t->mem.rw;
+	trans_emit_trampolines(v, &em);
+	t->used = t->used_base = (uint32_t)(em.p - t->mem.rw + 63) & ~63u;
+	return 0;
+fail_parts:
+	free(t->blocks);
+	free(t->build);
+	free(t);
+fail:
+	return r == -ENOMEM ? error_set(e, ENOMEM, NULL, "create the translator", "out of memory") : r;
+}
+
+void translator_vcpu_fini(struct vcpu *v)
+{
+	struct trans_vcpu *t = trans_of(v);
+
+	if (!t)
+		return;
+	for (unsigned i = 0; i < TRANSLATE_MODES; i++)
+		if (v->hot.jump[i])
+			munmap(v->hot.jump[i], JUMP_CACHE_ENTRIES * sizeof(struct jump_slot));
+	memset(&v->hot, 0, sizeof v->hot);
+	v->trans = NULL;
+	pthread_mutex_destroy(&t->inbox_lock);
+	execmem_fini(&t->mem);
+	free(t->blocks);
+	free(t->build);
+	free(t);
+}
+
+/* Points GS at the vCPU; the C library uses FS alone. */
+static void gs_set(struct vcpu *v)
+{
+	if (getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE_BIT)
+		__asm__ volatile("wrgsbase %0" :: "r"(v));
+	else
+		syscall(SYS_arch_prctl, ARCH_SET_GS_CODE, v);
+}
+
+/* --- modes --- */
+
+static unsigned fp_level(const struct vcpu *v)
+{
+	const struct x86_state *s = &v->s;
+	unsigned host = v->en->translator->fp_level;
+	uint64_t avx = 6;
+
+	if (!host || (s->cr0 & (CR0_TS | CR0_EM)) || !(s->cr4 & CR4_OSFXSR))
+		return FP_NONE;
+	/* Unmasked exceptions would be signals of the host. */
+	if ((s->fpu.mxcsr & 0x1f80) != 0x1f80 || (s->fpu.fcw & 0x3f) != 0x3f || (s->fpu.fsw & 0x80))
+		return FP_NONE;
+	return host == FP_AVX && (s->cr4 & CR4_OSXSAVE) && (s->xcr0 & avx) == avx ? FP_AVX : FP_SSE;
+}
+
+bool translate_usable(struct vcpu *v)
+{
+	const struct interp *ip = interp_of(v);
+	unsigned cpl = state_cpl(&v->s);
+
+	return v->insn_mode == INSN_64 && (cpl == 0 || cpl == 3) && !(v->s.rflags & (FLAG_TF | FLAG_RF)) &&
+	       !v->s.shadow && !ip->slow && !ip->db_pending && !ip->ac_check && !ip->data_bps && !ip->exec_bps;
+}
+
+static unsigned current_mode(const struct vcpu *v) { return TMODE(v->tlb_mode, fp_level(v)); }
+
+/* --- entering --- */
+
+/* Makes s.fpu something XRSTOR accepts; the guest may have put anything into the header's padding. */
+static void fpu_prepare(struct vcpu *v)
+{
+	struct x86_xsave *f = &v->s.fpu;
+
+	f->mxcsr &= 0xffff;
+	f->xstate_bv &= 7;
+	f->xcomp_bv = 0;
+	memset(f->hdr_rsvd, 0, sizeof f->hdr_rsvd);
+}
+
+static const struct exit_data *code_run(struct vcpu *v, const uint8_t *target, bool fpu)
+{
+	struct trans_vcpu *t = trans_of(v);
+	bool live;
+
+	if (fpu)
+		fpu_prepare(v);
+	v->hot.fpu_want = fpu;
+	t->enter(v, target);
+	live = v->hot.fpu_live;
+	v->hot.fpu_live = 0;
+	v->hot.fpu_want = live;
+	if (live)
+		v->s.fpu.fip = v->s.fpu.fdp = v->s.fpu.fop = 0;	/* they would tell the guest host addresses */
+	t->count_exit[v->hot.exit_reason]++;
+	return (const struct exit_data *)(uintptr_t)v->hot.exit_ptr;
+}
+
+/* --- exits --- */
+
+/* Fills the TLB for the access that missed; false: the interpreter has to do it. */
+static bool miss_fill(struct vcpu *v, const struct exit_data *d, unsigned mode)
+{
+	unsigned index = (unsigned)v->hot.t1 / sizeof(struct tlb_entry) % TLB_ENTRIES;
+	const struct tlb_entry *te = &v->tlb[TMODE_TLB(mode)][index];
+	bool write = d->flags & EXIT_WRITE;
+	uint64_t va = v->hot.t0 + (write ? te->tag_write : te->tag_read);
+
+	if (!va_canonical(v, va) || (va & ~GUEST_PAGE_MASK) + d->size > GUEST_PAGE_SIZE)
+		return false;
+	return mem_fill(v, va, write);
+}
+
+static uint8_t *to_rw(struct trans_vcpu *t, const void *rx) { return t->mem.rw + ((const uint8_t *)rx - t->mem.rx); }
+
+/* Looks the target up in the physical page that is running and links the jump to it. NULL: look RIP up. */
+static const uint8_t *chain_exit(struct vcpu *v, const struct exit_data *d, unsigned mode)
+{
+	struct trans_vcpu *t = trans_of(v);
+	uint32_t generation = t->generation;
+	uint8_t *at = to_rw(t, d) + d->rel;
+	uint32_t ram_page = t->blocks[d->block].ram_page, epoch = interp_of(v)->fetch_epoch;
+	struct tblock *k = block_at(v, t->blocks[d->block].gpa_page | d->offset, mode);
+
+	if (!k || k->ram_page != ram_page || epoch != interp_of(v)->fetch_epoch)
+		return NULL;
+	v->hot.t0 = v->s.rip;
+	if (generation == t->generation && !atomic_load_explicit(&t->inbox_count, memory_order_acquire))
+		patch32(at, t->mem.rw + k->near_entry);
+	return cache_rx(t, k->far_entry);
+}
+
+/* Host code for s.rip, NULL: interpret. May raise. */
+static const uint8_t *lookup(struct vcpu *v, unsigned mode)
+{
+	struct trans_vcpu *t = trans_of(v);
+	uint64_t rip = v->s.rip;
+	struct jump_slot *slot;
+	struct tblock *k;
+
+	if (jump_cache_need(v, mode) < 0)
+		return NULL;
+	slot = jump_cache_slot(v, mode, rip);
+	v->hot.t0 = rip;
+	if (slot->neg_rip == -rip && slot->host)
+		return slot->host;
+	if (!va_canonical(v, rip))
+		vcpu_raise_error(v, EXC_GP, 0);
+	k = block_at(v, mem_fetch_gpa(v, rip), mode);
+	if (!k)
+		return NULL;
+	if (t->fetch_epoch == interp_of(v)->fetch_epoch)
+		jump_cache_put(v, mode, rip, cache_rx(t, k->far_entry));
+	return cache_rx(t, k->far_entry);
+}
+
+/* What must be known before any host code is entered from C. */
+static bool boundary(struct vcpu *v)
+{
+	struct trans_vcpu *t = trans_of(v);
+	struct interp *ip = interp_of(v);
+
+	cache_inbox(v);
+	if (t->fetch_epoch != ip->fetch_epoch) {
+		t->fetch_epoch = ip->fetch_epoch;
+		jump_cache_flush(v);
+	}
+	return !atomic_load_explicit(&v->request, memory_order_relaxed) && !ip->check_events &&
+	       v->s.activity == ACTIVITY_RUNNING && translate_usable(v);
+}
+
+/* Handles one exit; returns where to go on in host code, or NULL: at s.rip, by `step` in the interpreter. */
+static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, unsigned mode, bool *step, bool *fpu)
+{
+	*step = false;
+	*fpu = v->hot.fpu_want;
+	if (v->hot.exit_reason == TEXIT_LOOKUP) {
+		v->s.rip = v->hot.t0;
+		return NULL;
+	}
+	v->s.rip = v->hot.page + d->offset;
+	switch (v->hot.exit_reason) {
+	case TEXIT_MISS:
+		if (miss_fill(v, d, mode))
+			return (const uint8_t *)d + d->rel;
+		*step = true;
+		return NULL;
+	case TEXIT_FPU:
+		*fpu = true;
+		return (const uint8_t *)d + d->rel;
+	case TEXIT_CHAIN:
+		return chain_exit(v, d, mode);
+	case TEXIT_STEP:
+		*step = true;
+		return NULL;
+	default:
+		return NULL;
+	}
+}
+
+void translate_run(struct vcpu *v)
+{
+	struct trans_vcpu *t = trans_of(v);
+	bool step = false, fpu = false;
+
+	gs_set(v);
+	while (boundary(v)) {
+		unsigned mode = current_mode(v);
+		const uint8_t *host = lookup(v, mode);
+
+		step = !host;
+		while (host) {
+			uint32_t generation = t->generation;
+			const struct exit_data *d = code_run(v, host, fpu);
+			host = exit_handle(v, d, mode, &step, &fpu);
+			if (generation != t->generation && !step)
+				break;
+		}
+		if (step) {
+			fpu = false;
+			interp_one(v);
+		}
+	}
+}

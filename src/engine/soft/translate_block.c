@@ -1,0 +1,237 @@
+/*
+ * From guest bytes to one block of host code.
+ *
+ *   1. scan: decode from RAM to learn how far the block reaches
+ *   2. code_watch() those lines, copy the bytes, decode again: from here on a change cannot go unseen
+ *   3. flag liveness, backward from what the instructions after the block read
+ *   4. emit, then the stubs
+ *
+ * Blocks do not cross pages. Host code holds no linear address of the guest's code: RIP is hot.page + offset,
+ * so one block serves every address and address space the page is mapped at.
+ */
+#include "engine/soft/translate_private.h"
+
+#define LOOK_AHEAD 6
+
+struct stub *block_stub(struct block_build *b, enum stub_kind kind, uint8_t *from, unsigned offset)
+{
+	struct stub *s = &b->stubs[b->stub_count++];
+
+	ASSERT(b->stub_count <= STUB_MAX);
+	*s = (struct stub){ .kind = (uint8_t)kind, .from = from, .data = { .offset = (uint16_t)offset } };
+	return s;
+}
+
+static bool decode_at(const uint8_t *page, unsigned offset, struct insn *in)
+{
+	return offset < GUEST_PAGE_SIZE &&
+	       insn_decode(in, page + offset, GUEST_PAGE_SIZE - offset, INSN_64) == DECODE_OK;
+}
+
+static bool insn_is_last(const struct insn *in)
+{
+	switch (in->row->trans) {
+	case TRANS_BRANCH: case TRANS_CALL: case TRANS_RET: case TRANS_SYSTEM: case TRANS_STRING: return true;
+	default: return false;
+	}
+}
+
+/* Where the scan of instructions from `start` ends. */
+static unsigned block_extent(const uint8_t *page, unsigned start)
+{
+	struct insn in;
+	unsigned at = start, most = BLOCK_INSNS + LOOK_AHEAD;
+
+	for (unsigned i = 0; i < most && decode_at(page, at, &in); i++) {
+		at += in.len;
+		if (in.op == X86_JCC && most > i + LOOK_AHEAD)
+			most = i + LOOK_AHEAD;
+		else if (insn_is_last(&in))
+			break;
+	}
+	return at;
+}
+
+/* Which arithmetic flags may be read by what comes at `offset`, looking no further than what was watched. */
+static uint32_t flags_wanted(const struct block_build *b, int64_t offset)
+{
+	uint32_t unknown = FLAGS_ARITH, wanted = 0;
+	struct insn in;
+
+	for (unsigned i = 0; i < LOOK_AHEAD && unknown; i++) {
+		if (offset < b->start || offset >= b->end || !decode_at(b->code, (unsigned)offset, &in) ||
+		    offset + in.len > b->end)
+			break;
+		wanted |= in.row->flags_read & unknown;
+		unknown &= ~(in.row->flags_read | in.row->flags_written | in.row->flags_undefined);
+		offset += in.len;
+		if (in.op == X86_JMP && in.ops[0].kind == OPK_REL)
+			offset += (int64_t)in.imm;
+		else if (insn_is_last(&in))
+			break;
+	}
+	return wanted | unknown;
+}
+
+static uint32_t flags_after_block(const struct block_build *b)
+{
+	const struct block_insn *last = &b->insns[b->count - 1];
+	const struct insn *in = &last->in;
+	int64_t next = last->offset + in->len;
+
+	switch (in->op) {
+	case X86_JCC:
+		return flags_wanted(b, next + (int64_t)in->imm) | flags_wanted(b, next);
+	case X86_JMP: case X86_CALL:
+		return in->ops[0].kind == OPK_REL ? flags_wanted(b, next + (int64_t)in->imm) : FLAGS_ARITH;
+	default:
+		return insn_is_last(in) ? FLAGS_ARITH : flags_wanted(b, next);
+	}
+}
+
+/* Does the instruction surely run here, not in the interpreter? If not, flags must be whole before it. */
+static uint32_t flags_read(const struct insn *in)
+{
+	switch (in->row->trans) {
+	case TRANS_COPY: case TRANS_STACK: case TRANS_BRANCH: case TRANS_CALL: case TRANS_RET:
+		return in->row->flags_read;
+	default:
+		return FLAGS_ARITH;
+	}
+}
+
+static void liveness(struct block_build *b)
+{
+	uint32_t live = flags_after_block(b);
+
+	for (unsigned i = b->count; i-- > 0; ) {
+		struct block_insn *bi = &b->insns[i];
+		bi->live_out = live;
+		live &= ~(bi->in.row->flags_written | bi->in.row->flags_undefined);
+		live |= flags_read(&bi->in);
+		live &= FLAGS_ARITH;
+		bi->live_in = live;
+	}
+}
+
+static void block_decode(struct block_build *b)
+{
+	unsigned at = b->start;
+
+	b->count = 0;
+	while (b->count < BLOCK_INSNS) {
+		struct block_insn *bi = &b->insns[b->count];
+		if (!decode_at(b->code, at, &bi->in) || at + bi->in.len > b->end)
+			break;
+		bi->offset = (uint16_t)at;
+		at += bi->in.len;
+		b->count++;
+		if (insn_is_last(&bi->in))
+			break;
+	}
+}
+
+static void stub_emit(struct block_build *b, struct stub *s)
+{
+	static const uint8_t exits[] = { [STUB_MISS] = TEXIT_MISS, [STUB_STEP] = TEXIT_STEP, [STUB_FPU] = TEXIT_FPU,
+					 [STUB_CHAIN] = TEXIT_CHAIN, [STUB_POLL] = TEXIT_POLL };
+	struct emitter *e = &b->e;
+
+	patch32(s->from, e->p);
+	if (s->flags_saved)
+		emit_flags_restore(e);
+	emit_call_to(e, b->t->exit_to[exits[s->kind]]);
+	if (s->retry)
+		s->data.rel = (int32_t)(s->retry - e->p);
+	else if (s->kind == STUB_CHAIN)
+		s->data.rel = (int32_t)(s->from - e->p);
+	s->data.block = b->index;
+	memcpy(e->p, &s->data, sizeof s->data);
+	e->p += sizeof s->data;
+}
+
+static void emit_step(struct block_build *b, unsigned offset)
+{
+	struct exit_data d = { .offset = (uint16_t)offset };
+
+	emit_call_to(&b->e, b->t->exit_to[TEXIT_STEP]);
+	memcpy(b->e.p, &d, sizeof d);
+	b->e.p += sizeof d;
+}
+
+static void block_emit(struct block_build *b)
+{
+	enum insn_result r = INSN_NEXT;
+	unsigned next = b->start;
+
+	for (unsigned i = 0; i < b->count && r == INSN_NEXT; i++) {
+		next = b->insns[i].offset + b->insns[i].in.len;
+		r = insn_translate(b, &b->insns[i]);
+		if (r == INSN_STEP)
+			emit_step(b, b->insns[i].offset);
+	}
+	if (r == INSN_NEXT && !b->count)
+		emit_step(b, b->start);		/* invalid, or crosses into the next page */
+	else if (r == INSN_NEXT && next < GUEST_PAGE_SIZE && b->count < BLOCK_INSNS)
+		emit_step(b, next);
+	else if (r == INSN_NEXT)
+		jump_to_offset(b, next, false, true);
+	for (unsigned i = 0; i < b->stub_count; i++)
+		stub_emit(b, &b->stubs[i]);
+}
+
+static struct tblock *block_translate(struct vcpu *v, const struct page_info *pi, uint64_t gpa, unsigned mode)
+{
+	unsigned start = gpa & ~GUEST_PAGE_MASK;
+	struct trans_vcpu *t = trans_of(v);
+	struct block_build *b = t->build;
+	struct tblock *k;
+	uint32_t version;
+
+	b->v = v;
+	b->t = t;
+	b->mode = mode;
+	b->tlb_mode = TMODE_TLB(mode);
+	b->stub_count = 0;
+	b->fpu_checked = false;
+	b->start = start;
+	b->end = block_extent(pi->ro_hva, start);
+	if (b->end == start)
+		b->end = start + 1;
+	code_watch(v, pi, start, b->end - 1);
+	version = code_version(v->en, pi->ram_page);
+	memcpy(b->code + start, pi->ro_hva + start, b->end - start);
+	memset(b->code + b->end, 0, GUEST_PAGE_SIZE - b->end);
+	block_decode(b);
+	if (b->count)
+		liveness(b);
+	if (!cache_room(v))
+		cache_flush(v);
+	k = cache_add(v, pi->ram_page, gpa, mode, version);
+	b->index = (uint32_t)(k - t->blocks);
+	b->e.p = t->mem.rw + t->used;
+	k->far_entry = t->used;
+	emit_lea(&b->e, H_T0, hm_base(H_T0, -(int32_t)start));
+	emit_store(&b->e, H_T0, hm_gs(OFF_HOT(page)));
+	k->near_entry = (uint32_t)(b->e.p - t->mem.rw);
+	block_emit(b);
+	t->used = (uint32_t)(b->e.p - t->mem.rw + 15) & ~15u;
+	t->count_blocks++;
+	return k;
+}
+
+struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode)
+{
+	struct page_info pi = map_page(v->en->map, gpa & GUEST_PAGE_MASK);
+	unsigned offset = gpa & ~GUEST_PAGE_MASK;
+	struct tblock *k;
+
+	if (!pi.rw_hva || pi.ram_page >= v->en->ram_pages)
+		return NULL;
+	k = cache_find(v, pi.ram_page, offset, mode);
+	if (k && k->version == code_version(v->en, pi.ram_page))
+		return k;
+	if (k)
+		cache_drop_page(v, pi.ram_page);
+	return block_translate(v, &pi, gpa, mode);
+}

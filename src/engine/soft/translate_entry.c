@@ -1,0 +1,107 @@
+/*
+ * Between C and translated code: one way in, one way out for each kind of exit.
+ *
+ * An exit is a CALL to its trampoline with struct exit_data behind it; the trampoline pops that address, stores
+ * guest registers and flags, saves guest FP state if it is live, and returns to C as `enter` would.
+ */
+#include "engine/soft/translate_private.h"
+
+static const uint8_t callee_saved[] = { H_RBX, H_RBP, 12, 13, 14, 15 };
+
+static void emit_push(struct emitter *e, unsigned reg, bool pop)
+{
+	if (reg & 8)
+		e1(e, 0x41);
+	e1(e, (pop ? 0x58 : 0x50) | (reg & 7));
+}
+
+/* Arithmetic flags := those of s.rflags. Clobbers RAX and RCX. */
+static void emit_flags_load(struct emitter *e)
+{
+	emit_op_mem(e, false, 0x8b, H_RAX, hm_gs(offsetof(struct vcpu, s.rflags)));
+	emit_op_reg(e, false, 0x89, H_RAX, H_RCX);	/* mov ecx, eax */
+	e3(e, 0xc1, 0xe9, 11);				/* shr ecx, 11 */
+	e3(e, 0x83, 0xe1, 1);				/* and ecx, 1: OF */
+	e2(e, 0x88, 0xc4);				/* mov ah, al */
+	e3(e, 0x80, 0xc1, 0x7f);			/* add cl, 0x7f: overflows if 1 */
+	e1(e, 0x9e);					/* sahf */
+}
+
+static void emit_enter(struct emitter *e)
+{
+	uint8_t *skip;
+
+	for (unsigned i = 0; i < sizeof callee_saved; i++)
+		emit_push(e, callee_saved[i], false);
+	e2(e, 0x48, 0x83), e2(e, 0xec, 8);		/* sub rsp, 8 */
+	emit_store(e, H_RSI, hm_gs(OFF_HOT(enter_target)));
+	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(fpu_want)), 0);
+	skip = emit_jcc8(e, CC_E);
+	e1(e, 0x0f), e2(e, 0xae, 0x1c), e1(e, 0x24);	/* stmxcsr [rsp] */
+	e3(e, 0x8b, 0x04, 0x24);			/* mov eax, [rsp] */
+	emit_op_mem(e, false, 0x89, H_RAX, hm_gs(OFF_HOT(host_mxcsr)));
+	emit_mov_imm(e, H_RAX, 7);
+	e2(e, 0x31, 0xd2);				/* xor edx, edx */
+	e3(e, 0x65, 0x48, 0x0f), e2(e, 0xae, 0x2c);	/* xrstor64 gs:[fpu] */
+	e1(e, 0x25), e_u32(e, offsetof(struct vcpu, s.fpu));
+	emit_store_imm8(e, hm_gs(OFF_HOT(fpu_live)), 1);
+	patch8(skip, e->p);
+	emit_flags_load(e);
+	for (unsigned r = 0; r <= REG_R12; r++)
+		if (r != REG_RSP)
+			emit_load(e, r, hm_gs(OFF_GPR(r)));
+	emit_load(e, H_R13, hm_gs(OFF_GPR(REG_RSP)));
+	emit_load(e, H_T0, hm_gs(OFF_HOT(t0)));
+	emit_op_mem(e, false, 0xff, 4, hm_gs(OFF_HOT(enter_target)));	/* jmp */
+}
+
+static void emit_leave(struct emitter *e)
+{
+	uint8_t *skip;
+
+	for (unsigned r = 0; r <= REG_R12; r++)
+		if (r != REG_RSP)
+			emit_store(e, r, hm_gs(OFF_GPR(r)));
+	emit_store(e, H_R13, hm_gs(OFF_GPR(REG_RSP)));
+	e1(e, 0x9c);						/* pushfq */
+	e1(e, 0x58);						/* pop rax */
+	emit_op_mem(e, false, 0x8b, H_RCX, hm_gs(offsetof(struct vcpu, s.rflags)));
+	e1(e, 0x25), e_u32(e, FLAGS_ARITH);			/* and eax, arithmetic */
+	e2(e, 0x81, 0xe1), e_u32(e, ~FLAGS_ARITH);		/* and ecx, the rest */
+	e2(e, 0x09, 0xc8);					/* or eax, ecx */
+	emit_op_mem(e, false, 0x89, H_RAX, hm_gs(offsetof(struct vcpu, s.rflags)));
+	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(fpu_live)), 0);
+	skip = emit_jcc8(e, CC_E);
+	emit_mov_imm(e, H_RAX, 7);
+	e2(e, 0x31, 0xd2);
+	e3(e, 0x65, 0x48, 0x0f), e2(e, 0xae, 0x24);		/* xsave64 gs:[fpu] */
+	e1(e, 0x25), e_u32(e, offsetof(struct vcpu, s.fpu));
+	e2(e, 0xdb, 0xe3);					/* fninit */
+	e3(e, 0x65, 0x0f, 0xae), e2(e, 0x14, 0x25), e_u32(e, OFF_HOT(host_mxcsr));	/* ldmxcsr */
+	e3(e, 0xc5, 0xf8, 0x77);				/* vzeroupper */
+	patch8(skip, e->p);
+	e2(e, 0x48, 0x83), e2(e, 0xc4, 8);			/* add rsp, 8 */
+	for (unsigned i = sizeof callee_saved; i-- > 0; )
+		emit_push(e, callee_saved[i], true);
+	e1(e, 0xc3);
+}
+
+void trans_emit_trampolines(struct vcpu *v, struct emitter *e)
+{
+	struct trans_vcpu *t = trans_of(v);
+	const uint8_t *leave;
+
+	t->enter = (void (*)(struct vcpu *, const uint8_t *))(uintptr_t)(t->mem.rx + (e->p - t->mem.rw));
+	emit_enter(e);
+	leave = e->p;
+	emit_leave(e);
+	for (unsigned i = 1; i < TEXIT_COUNT; i++) {
+		t->exit_to[i] = e->p;
+		emit_store(e, H_T0, hm_gs(OFF_HOT(t0)));
+		emit_store(e, H_T1, hm_gs(OFF_HOT(t1)));
+		emit_push(e, H_T1, true);
+		emit_store(e, H_T1, hm_gs(OFF_HOT(exit_ptr)));
+		emit_store_imm32(e, hm_gs(OFF_HOT(exit_reason)), i);
+		emit_jmp_to(e, leave);
+	}
+}

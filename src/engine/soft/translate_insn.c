@@ -1,0 +1,508 @@
+/*
+ * One guest instruction as itself: prefixes and opcode are copied, registers and memory operand rewritten.
+ *
+ * Of an instruction's operands at most one is in memory (T0 and T1 then form its address, one of them stays free);
+ * guest r13-r15 pass through what is free. Nothing is committed before the access has been checked.
+ */
+#include "engine/soft/translate_private.h"
+
+/* The fields of an instruction that name registers. */
+struct fields {
+	int reg_op, rm_op, vvvv_op, opreg_op, mem_op;	/* operand index, -1: none */
+	unsigned reg, rm, vvvv, opreg;			/* host numbers */
+	const uint8_t *imm;
+	unsigned imm_len;
+	bool force_rex, no_rex;
+};
+
+/* Where the immediate bytes lie: what follows ModR/M, SIB and displacement. */
+static void find_immediate(const struct insn *in, const uint8_t *p, struct fields *f)
+{
+	unsigned i = 0;
+
+	for (;; i++) {
+		uint8_t c = p[i];
+		if (c == 0x66 || c == 0x67 || c == 0xf0 || c == 0xf2 || c == 0xf3 || c == 0x2e || c == 0x36 ||
+		    c == 0x3e || c == 0x26 || c == 0x64 || c == 0x65)
+			continue;
+		break;
+	}
+	if (in->vex)
+		i += p[i] == 0xc5 ? 3 : 4;
+	else {
+		if ((p[i] & 0xf0) == 0x40)
+			i++;
+		i += in->map == 0 ? 1 : in->map == 1 ? 2 : 3;
+	}
+	if (in->has_modrm) {
+		unsigned mod = in->modrm >> 6, rm = in->modrm & 7;
+		i++;
+		if (mod != 3) {
+			bool disp32 = mod == 2 || (mod == 0 && rm == 5);
+			if (rm == 4) {
+				disp32 = disp32 || (mod == 0 && (p[i] & 7) == 5);
+				i++;
+			}
+			i += disp32 ? 4 : mod == 1 ? 1 : 0;
+		}
+	}
+	f->imm = p + i;
+	f->imm_len = in->len - i;
+}
+
+static void fields_find(const struct insn *in, struct fields *f)
+{
+	f->reg_op = f->rm_op = f->vvvv_op = f->opreg_op = f->mem_op = -1;
+	f->force_rex = f->no_rex = false;
+	f->reg = (in->modrm >> 3 & 7) | (in->rex & 4 ? 8 : 0);
+	f->rm = (in->modrm & 7) | (in->rex & 1 ? 8 : 0);
+	f->vvvv = in->vvvv;
+	f->opreg = (in->opcode & 7) | (in->rex & 1 ? 8 : 0);
+	for (int i = 0; i < in->nops; i++) {
+		const struct operand *o = &in->ops[i];
+
+		if (o->kind == OPK_MEM) {
+			f->mem_op = i;
+			continue;
+		}
+		if (o->kind != OPK_GPR)
+			continue;
+		switch (x86_operand_specs[in->row->operand[i]].where) {
+		case AT_G: f->reg_op = i; break;
+		case AT_E: case AT_R: case AT_W: case AT_Q: f->rm_op = i; break;
+		case AT_B: f->vvvv_op = i; break;
+		case AT_OPREG: f->opreg_op = i; break;
+		default: break;
+		}
+		if (o->high_byte)
+			f->no_rex = true;
+	}
+}
+
+/* Temporaries for guest registers that live in memory. */
+struct spills { unsigned n; struct { uint8_t temp, guest; bool write; } s[3]; unsigned free[2], nfree; };
+
+static bool field_map(struct block_build *b, const struct insn *in, struct fields *f, struct spills *sp, int op,
+		      unsigned *field)
+{
+	const struct operand *o;
+	unsigned h;
+
+	if (op < 0)
+		return true;
+	o = &in->ops[op];
+	if (o->high_byte) {
+		*field = 4 + o->reg;
+		return true;
+	}
+	h = host_reg_of(o->reg);
+	if (h == H_NONE) {
+		for (unsigned i = 0; i < sp->n; i++)
+			if (sp->s[i].guest == o->reg) {
+				sp->s[i].write |= o->write;
+				*field = sp->s[i].temp;
+				return true;
+			}
+		if (!sp->nfree)
+			return false;
+		h = sp->free[--sp->nfree];
+		sp->s[sp->n].temp = (uint8_t)h;
+		sp->s[sp->n].guest = o->reg;
+		sp->s[sp->n++].write = o->write;
+	} else if (o->size == 1 && h >= 4 && h < 8) {
+		f->force_rex = true;
+	}
+	*field = h;
+	return true;
+}
+
+static void emit_prefixes(struct emitter *e, const struct insn *in)
+{
+	if (in->lock)
+		e1(e, 0xf0);
+	if (in->p66)
+		e1(e, 0x66);
+	if (in->repne)
+		e1(e, 0xf2);
+	else if (in->rep)
+		e1(e, 0xf3);
+}
+
+static void emit_vex(struct emitter *e, const struct insn *in, const struct fields *f, unsigned rex)
+{
+	unsigned pp = in->mandatory == 0x66 ? 1 : in->mandatory == 0xf3 ? 2 : in->mandatory == 0xf2 ? 3 : 0;
+
+	e1(e, 0xc4);
+	e1(e, ((~rex & 7) << 5) | in->map);
+	e1(e, (in->rex & 8 ? 0x80 : 0) | (~f->vvvv & 15) << 3 | (in->vex_l ? 4 : 0) | pp);
+}
+
+/* Prefixes, opcode, ModR/M and immediate. m: the memory operand or NULL. */
+static void emit_insn(struct emitter *e, const struct insn *in, const struct fields *f, const struct host_mem *m)
+{
+	unsigned rex = in->rex & 8;
+	uint8_t opcode = in->opcode;
+
+	if (in->has_modrm)
+		rex |= m ? emit_rex(f->reg, m, false) : (f->reg & 8 ? 4u : 0) | (f->rm & 8 ? 1u : 0);
+	if (f->opreg_op >= 0) {
+		opcode = (opcode & ~7) | (f->opreg & 7);
+		rex |= f->opreg & 8 ? 1 : 0;
+	}
+	if (in->vex) {
+		emit_vex(e, in, f, rex);
+	} else {
+		emit_prefixes(e, in);
+		if (rex || f->force_rex)
+			e1(e, 0x40 | rex);
+		if (in->map)
+			e1(e, 0x0f);
+		if (in->map > 1)
+			e1(e, in->map == 2 ? 0x38 : 0x3a);
+	}
+	e1(e, opcode);
+	if (in->has_modrm && m)
+		emit_modrm_mem(e, f->reg, m);
+	else if (in->has_modrm)
+		e1(e, 0xc0 | (f->reg & 7) << 3 | (f->rm & 7));
+	memcpy(e->p, f->imm, f->imm_len);
+	e->p += f->imm_len;
+}
+
+static bool mem_translatable(const struct insn *in)
+{
+	int64_t d = in->mem.disp + (in->mem.rip ? 2 * (int64_t)GUEST_PAGE_SIZE : 0);
+
+	return in->addrsize == 8 && d == (int32_t)d;
+}
+
+/* CMOV may leave the register as it was, and so may BSF, shifts by zero...: those keep the old value loaded. */
+static bool write_only(const struct insn *in)
+{
+	switch (in->op) {
+	case X86_MOV: case X86_MOVZX: case X86_MOVSX: case X86_MOVSXD: return in->ops[0].size >= 4;
+	default: return false;
+	}
+}
+
+static void spills_load(struct emitter *e, const struct insn *in, const struct spills *sp)
+{
+	for (unsigned i = 0; i < sp->n; i++)
+		if (!write_only(in) || sp->s[i].guest != in->ops[0].reg || in->ops[0].kind != OPK_GPR ||
+		    (in->ops[1].kind == OPK_GPR && in->ops[1].reg == in->ops[0].reg))
+			emit_load(e, sp->s[i].temp, hm_gs(OFF_GPR(sp->s[i].guest)));
+}
+
+static enum insn_result copy_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write)
+{
+	struct emitter *e = &b->e;
+	const struct insn *in = &bi->in;
+	struct spills sp = { .free = { H_T1, H_T0 }, .nfree = 2 };
+	struct fields f;
+	struct host_mem m;
+
+	fields_find(in, &f);
+	find_immediate(in, b->code + bi->offset, &f);
+	if (f.mem_op >= 0) {
+		unsigned spare;
+		if (!mem_translatable(in) || f.no_rex)
+			return INSN_STEP;
+		sp.nfree = 1;
+		sp.free[0] = H_T0;	/* provisional: may the fields be mapped at all? */
+		{
+			struct spills try = sp;
+			struct fields g = f;
+			if (!field_map(b, in, &g, &try, f.reg_op, &g.reg) ||
+			    !field_map(b, in, &g, &try, f.vvvv_op, &g.vvvv))
+				return INSN_STEP;
+		}
+		m = mem_translate(b, bi, size, write, &spare);
+		sp.free[0] = spare;
+	} else if (f.no_rex) {
+		for (int i = 0; i < in->nops; i++) {
+			const struct operand *o = &in->ops[i];
+			if (o->kind == OPK_GPR && !o->high_byte &&
+			    host_reg_of(o->reg) >= (o->size == 1 ? 4u : 8u))
+				return INSN_STEP;
+		}
+	}
+	if (!field_map(b, in, &f, &sp, f.reg_op, &f.reg) || !field_map(b, in, &f, &sp, f.rm_op, &f.rm) ||
+	    !field_map(b, in, &f, &sp, f.vvvv_op, &f.vvvv) || !field_map(b, in, &f, &sp, f.opreg_op, &f.opreg))
+		return INSN_STEP;
+	spills_load(e, in, &sp);
+	emit_insn(e, in, &f, f.mem_op >= 0 ? &m : NULL);
+	for (unsigned i = 0; i < sp.n; i++)
+		if (sp.s[i].write)
+			emit_store(e, sp.s[i].temp, hm_gs(OFF_GPR(sp.s[i].guest)));
+	return INSN_NEXT;
+}
+
+static enum insn_result lea_translate(struct block_build *b, struct block_insn *bi)
+{
+	const struct insn *in = &bi->in;
+	unsigned guest = in->ops[0].reg, h = host_reg_of(guest), dest = h == H_NONE ? (unsigned)H_T0 : h;
+
+	if (!mem_translatable(in) || in->opsize == 2)
+		return INSN_STEP;
+	address_translate(b, in, dest, bi->offset + in->len, in->opsize == 8);
+	if (h == H_NONE)
+		emit_store(&b->e, dest, hm_gs(OFF_GPR(guest)));
+	return INSN_NEXT;
+}
+
+/* --- stack --- */
+
+static unsigned value_reg(struct block_build *b, unsigned guest)
+{
+	unsigned h = host_reg_of(guest);
+
+	if (h != H_NONE)
+		return h;
+	emit_load(&b->e, H_T0, hm_gs(OFF_GPR(guest)));
+	return H_T0;
+}
+
+static enum insn_result push_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	const struct insn *in = &bi->in;
+	const struct operand *o = &in->ops[0];
+	struct host_mem m;
+	unsigned spare, reg = H_T0;
+
+	if (in->opsize != 8 || (o->kind == OPK_MEM && !mem_translatable(in)))
+		return INSN_STEP;
+	if (o->kind == OPK_MEM) {
+		m = mem_translate(b, bi, 8, false, &spare);
+		emit_load(e, H_T0, m);
+		emit_store(e, H_T0, hm_gs(OFF_HOT(save_value)));
+	}
+	m = stack_translate(b, bi, -8, 8, true);
+	if (o->kind == OPK_IMM) {
+		emit_op_mem(e, true, 0xc7, 0, m);
+		e_u32(e, (uint32_t)in->imm);
+	} else {
+		if (o->kind == OPK_MEM)
+			emit_load(e, H_T0, hm_gs(OFF_HOT(save_value)));
+		else
+			reg = value_reg(b, o->reg);
+		emit_store(e, reg, m);
+	}
+	emit_lea(e, H_R13, hm_base(H_R13, -8));
+	return INSN_NEXT;
+}
+
+static enum insn_result pop_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	const struct operand *o = &bi->in.ops[0];
+	struct host_mem m;
+	unsigned h;
+
+	if (bi->in.opsize != 8 || o->kind != OPK_GPR)
+		return INSN_STEP;
+	m = stack_translate(b, bi, 0, 8, false);
+	h = host_reg_of(o->reg);
+	if (o->reg == REG_RSP) {
+		emit_load(e, H_R13, m);
+		return INSN_NEXT;
+	}
+	emit_load(e, h == H_NONE ? (unsigned)H_T0 : h, m);
+	if (h == H_NONE)
+		emit_store(e, H_T0, hm_gs(OFF_GPR(o->reg)));
+	emit_lea(e, H_R13, hm_base(H_R13, 8));
+	return INSN_NEXT;
+}
+
+/* RSP := RBP; POP RBP. The load goes first. */
+static enum insn_result leave_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	struct block_insn load = *bi;
+	struct host_mem m;
+	unsigned spare;
+
+	if (bi->in.opsize != 8)
+		return INSN_STEP;
+	load.in.mem.seg = SEG_SS;
+	load.in.mem.base = REG_RBP;
+	load.in.mem.index = INSN_REG_NONE;
+	load.in.mem.disp = 0;
+	load.in.mem.rip = false;
+	m = mem_translate(b, &load, 8, false, &spare);
+	emit_lea(e, H_R13, hm_base(H_RBP, 8));
+	emit_load(e, H_RBP, m);
+	return INSN_NEXT;
+}
+
+/* --- division: only what cannot overflow runs as itself --- */
+
+/* Unsigned: EDX < divisor (not zero then). Signed: EDX:EAX is a sign-extended EAX and the divisor above 0. */
+static void div_check(struct block_build *b, struct block_insn *bi, bool sign, bool wide)
+{
+	struct emitter *e = &b->e;
+
+	/* the divisor is in T0 */
+	if (!sign) {
+		emit_op_reg(e, wide, 0x39, H_T0, H_RDX);			/* cmp rdx, t0 */
+		block_stub(b, STUB_STEP, emit_jcc(e, CC_AE), bi->offset);
+		return;
+	}
+	emit_op_reg(e, wide, 0x85, H_T0, H_T0);					/* test t0, t0 */
+	block_stub(b, STUB_STEP, emit_jcc(e, CC_LE), bi->offset);
+	emit_op_reg(e, wide, 0x89, H_RAX, H_T1);				/* mov t1, rax */
+	e3(e, wide ? 0x49 : 0x41, 0xc1, 0xff), e1(e, wide ? 63 : 31);		/* sar t1, 63 */
+	emit_op_reg(e, wide, 0x39, H_T1, H_RDX);				/* cmp rdx, t1 */
+	block_stub(b, STUB_STEP, emit_jcc(e, CC_NE), bi->offset);
+}
+
+/* Flags are undefined afterwards; but the stubs hand the instruction over with those clobbered, as undefined. */
+static enum insn_result div_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	const struct insn *in = &bi->in;
+	const struct operand *o = NULL;
+	bool sign = in->op == X86_IDIV, wide = in->opsize == 8;
+	unsigned h, spare;
+
+	for (unsigned i = 0; i < in->nops; i++)
+		if (in->ops[i].kind == OPK_MEM || x86_operand_specs[in->row->operand[i]].where == AT_E)
+			o = &in->ops[i];
+	if (!o || o->size < 4)
+		return INSN_STEP;
+	if (o->kind == OPK_MEM) {
+		struct host_mem m;
+		if (!mem_translatable(in))
+			return INSN_STEP;
+		m = mem_translate(b, bi, o->size, false, &spare);
+		emit_op_mem(e, wide, 0x8b, H_T0, m);
+	} else {
+		h = host_reg_of(o->reg);
+		if (h == H_NONE)
+			emit_load(e, H_T0, hm_gs(OFF_GPR(o->reg)));
+		else
+			emit_op_reg(e, true, 0x89, h, H_T0);
+	}
+	div_check(b, bi, sign, wide);
+	emit_op_reg(e, wide, 0xf7, sign ? 7 : 6, H_T0);
+	return INSN_NEXT;
+}
+
+/* --- which instructions --- */
+
+static void fpu_check(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	bool live = bi->live_in & FLAGS_ARITH;
+	uint8_t *retry = e->p;
+	struct stub *s;
+
+	if (b->fpu_checked)
+		return;
+	b->fpu_checked = true;
+	if (live)
+		emit_flags_save(e);
+	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(fpu_live)), 0);
+	s = block_stub(b, STUB_FPU, emit_jcc(e, CC_E), bi->offset);
+	s->retry = retry;
+	s->flags_saved = live;
+	if (live)
+		emit_flags_restore(e);
+}
+
+static bool fp_allowed(const struct block_build *b, const struct insn *in)
+{
+	unsigned fp = TMODE_FP(b->mode);
+
+	switch (in->row->cls) {
+	case CLASS_GPR: case CLASS_VEX_GPR: return true;
+	case CLASS_X87: case CLASS_MMX: case CLASS_SSE: return fp >= FP_SSE;
+	case CLASS_AVX: return fp >= FP_AVX;
+	default: return false;
+	}
+}
+
+/* Instructions whose memory access is not what the operand says, or that must not run on the host as they are. */
+static bool copy_refused(const struct insn *in)
+{
+	switch (in->op) {
+	case X86_CMPXCHG16B: case X86_MASKMOVQ: case X86_MASKMOVDQU: case X86_XLAT: case X86_CLFLUSH:
+	case X86_CLFLUSHOPT: case X86_CLWB: case X86_SALC:
+	case X86_VMASKMOVPS: case X86_VMASKMOVPD: case X86_VPMASKMOVD: case X86_VPMASKMOVQ:
+	case X86_VPGATHERDD: case X86_VPGATHERDQ: case X86_VPGATHERQD: case X86_VPGATHERQQ:
+	case X86_VGATHERDPS: case X86_VGATHERDPD: case X86_VGATHERQPS: case X86_VGATHERQPD:
+	case X86_CLD: case X86_STD: case X86_DAA: case X86_DAS: case X86_AAA: case X86_AAS: case X86_AAD:
+		return true;
+	case X86_BT: case X86_BTS: case X86_BTR: case X86_BTC:
+		return in->ops[0].kind == OPK_MEM && in->ops[1].kind != OPK_IMM;
+	default:
+		return false;
+	}
+}
+
+static bool operand_memory(const struct insn *in, unsigned *size, bool *write)
+{
+	*write = false;
+	*size = 0;
+	for (unsigned i = 0; i < in->nops; i++) {
+		if (in->ops[i].kind == OPK_MOFFS)
+			return false;
+		if (in->ops[i].kind == OPK_MEM) {
+			*size = in->ops[i].size;
+			*write = in->ops[i].write || in->lock;
+			if (!*size || *size > 32)
+				return false;
+		}
+	}
+	return true;
+}
+
+static enum insn_result copy_checked(struct block_build *b, struct block_insn *bi)
+{
+	const struct insn *in = &bi->in;
+	unsigned size;
+	bool write;
+
+	if (copy_refused(in) || (in->rep && in->repne) || !fp_allowed(b, in) || !operand_memory(in, &size, &write))
+		return INSN_STEP;
+	if (in->row->cls == CLASS_X87 || in->row->cls == CLASS_MMX || in->row->cls == CLASS_SSE ||
+	    in->row->cls == CLASS_AVX)
+		fpu_check(b, bi);
+	return copy_translate(b, bi, size, write);
+}
+
+enum insn_result insn_translate(struct block_build *b, struct block_insn *bi)
+{
+	const struct insn *in = &bi->in;
+
+	switch (in->op) {
+	case X86_NOP: case X86_PREFETCH:
+		return INSN_NEXT;
+	case X86_LEA:
+		return lea_translate(b, bi);
+	case X86_PUSH:
+		return push_translate(b, bi);
+	case X86_POP:
+		return pop_translate(b, bi);
+	case X86_LEAVE:
+		return leave_translate(b, bi);
+	case X86_DIV: case X86_IDIV:
+		return div_translate(b, bi);
+	case X86_CLD:
+		if (bi->live_in & FLAGS_ARITH)
+			return INSN_STEP;
+		emit_op_mem(&b->e, false, 0x81, 4, hm_gs(offsetof(struct vcpu, s.rflags)));
+		e_u32(&b->e, ~FLAG_DF);
+		return INSN_NEXT;
+	default:
+		break;
+	}
+	switch (in->row->trans) {
+	case TRANS_COPY:
+		return copy_checked(b, bi);
+	case TRANS_BRANCH: case TRANS_CALL: case TRANS_RET:
+		return jump_translate(b, bi);
+	default:
+		return INSN_STEP;
+	}
+}

@@ -1,0 +1,172 @@
+/*
+ * Guest memory from translated code: the isolation boundary.
+ *
+ *   lea  t0, [effective address]   (+ segment base)
+ *   t1 = (t0 >> 12 & 1023) * 32
+ *   sub  t0, gs:[t1 + tag]         offset in the page, if it is the right page
+ *   cmp  t0, 4096 - size
+ *   ja   miss
+ *   mov  t1, gs:[t1 + addend]
+ *   op   [base + t1 + disp]
+ *
+ * Every host address that guest-controlled registers take part in comes out of this file, behind that compare:
+ * it lies in the page the TLB entry was filled for, and so do its last bytes. Nothing runs between the compare and
+ * the access but moves.
+ */
+#include "engine/soft/translate_private.h"
+
+/* A guest register as host register: its own, or loaded into temp. */
+static unsigned reg_or_load(struct block_build *b, unsigned guest, unsigned temp)
+{
+	unsigned h = host_reg_of(guest);
+
+	if (h != H_NONE)
+		return h;
+	emit_load(&b->e, temp, hm_gs(OFF_GPR(guest)));
+	return temp;
+}
+
+void emit_page_address(struct block_build *b, unsigned reg, int64_t offset)
+{
+	emit_load(&b->e, reg, hm_gs(OFF_HOT(page)));
+	if (offset)
+		emit_lea(&b->e, reg, hm_base(reg, (int32_t)offset));
+}
+
+void address_translate(struct block_build *b, const struct insn *in, unsigned reg, unsigned next_offset, bool wide)
+{
+	struct host_mem m = { H_NONE, H_NONE, in->mem.scale, false, (int32_t)in->mem.disp };
+
+	if (in->mem.rip) {
+		m.base = H_T0;
+		m.disp += (int32_t)next_offset;
+		emit_load(&b->e, H_T0, hm_gs(OFF_HOT(page)));
+	} else {
+		if (in->mem.base != INSN_REG_NONE)
+			m.base = (uint8_t)reg_or_load(b, in->mem.base, H_T0);
+		if (in->mem.index != INSN_REG_NONE)
+			m.index = (uint8_t)reg_or_load(b, in->mem.index, H_T1);
+	}
+	emit_op_mem(&b->e, wide, 0x8d, reg, m);
+}
+
+/* T0 holds the linear address. Afterwards T0: offset in its page, T1: TLB index in bytes. */
+static void check(struct block_build *b, struct block_insn *bi, unsigned size, bool write, uint8_t *retry,
+		  bool flags_saved)
+{
+	struct emitter *e = &b->e;
+	uint64_t tag = write ? OFF_TLB(b->tlb_mode, tag_write) : OFF_TLB(b->tlb_mode, tag_read);
+	struct host_mem m = hm_base(H_T1, (int32_t)tag);
+	struct stub *s;
+
+	m.gs = true;
+	emit_op_reg(e, false, 0x89, H_T0, H_T1);			/* mov t1d, t0d */
+	e2(e, 0x41, 0xc1), e2(e, 0xef, 7);				/* shr t1d, 7 */
+	e3(e, 0x41, 0x81, 0xe7), e_u32(e, (TLB_ENTRIES - 1) * 32);	/* and t1d, mask */
+	emit_op_mem(e, true, 0x2b, H_T0, m);				/* sub t0, tag */
+	e3(e, 0x49, 0x81, 0xfe), e_u32(e, GUEST_PAGE_SIZE - size);	/* cmp t0, last */
+	s = block_stub(b, STUB_MISS, emit_jcc(e, CC_A), bi->offset);
+	s->data.size = (uint8_t)size;
+	s->data.flags = write ? EXIT_WRITE : 0;
+	s->retry = retry;
+	s->flags_saved = flags_saved;
+}
+
+static void align_check(struct block_build *b, struct block_insn *bi, unsigned align, bool flags_saved)
+{
+	struct stub *s;
+
+	e3(&b->e, 0x41, 0xf7, 0xc6), e_u32(&b->e, align - 1);		/* test t0d, align - 1 */
+	s = block_stub(b, STUB_STEP, emit_jcc(&b->e, CC_NE), bi->offset);
+	s->flags_saved = flags_saved;
+}
+
+static unsigned insn_align(const struct insn *in, unsigned size)
+{
+	switch (in->row->align) {
+	case ALIGN_VECTOR: return size >= 32 ? 32 : size >= 16 ? 16 : 1;
+	case ALIGN_16: return 16;
+	case ALIGN_64: return 64;
+	default: return 1;
+	}
+}
+
+static struct host_mem gs_tlb(struct block_build *b, uint64_t off)
+{
+	struct host_mem m = hm_base(H_T1, (int32_t)off);
+
+	m.gs = true;
+	return m;
+}
+
+struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write,
+			      unsigned *spare)
+{
+	struct emitter *e = &b->e;
+	const struct insn *in = &bi->in;
+	bool live = bi->live_in & FLAGS_ARITH, fs = in->mem.seg == SEG_FS || in->mem.seg == SEG_GS;
+	bool plain = !fs && !in->mem.rip && in->mem.base != INSN_REG_NONE && in->mem.index == INSN_REG_NONE &&
+		     host_reg_of(in->mem.base) != H_NONE;
+	uint8_t *retry = e->p;
+	struct host_mem m;
+	unsigned align = insn_align(in, size);
+
+	if (live)
+		emit_flags_save(e);
+	address_translate(b, in, H_T0, bi->offset + in->len, true);
+	if (fs)
+		emit_op_mem(e, true, 0x03, H_T0, hm_gs(offsetof(struct vcpu, s.seg) +
+						       in->mem.seg * sizeof(struct x86_segment)));
+	check(b, bi, size, write, retry, live);
+	if (align > 1)
+		align_check(b, bi, align, live);
+	if (plain) {
+		emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+		m = (struct host_mem){ (uint8_t)host_reg_of(in->mem.base), H_T1, 0, false, (int32_t)in->mem.disp };
+		*spare = H_T0;
+	} else {
+		emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, write ? OFF_TLB(b->tlb_mode, tag_write)
+							  : OFF_TLB(b->tlb_mode, tag_read)));
+		emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+		m = hm_base(H_T0, 0);
+		*spare = H_T1;
+	}
+	if (live)
+		emit_flags_restore(e);
+	return m;
+}
+
+struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, int32_t disp, unsigned size, bool write)
+{
+	struct emitter *e = &b->e;
+	uint8_t *retry = e->p;
+	bool live = bi->live_in & FLAGS_ARITH;
+
+	if (live)
+		emit_flags_save(e);
+	emit_lea(e, H_T0, hm_base(H_R13, disp));
+	check(b, bi, size, write, retry, live);
+	emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+	if (live)
+		emit_flags_restore(e);
+	return (struct host_mem){ H_R13, H_T1, 0, false, disp };
+}
+
+/* The guest's arithmetic flags to and from hot.save_flags; RAX survives. */
+void emit_flags_save(struct emitter *e)
+{
+	emit_store(e, H_RAX, hm_gs(OFF_HOT(save_rax)));
+	e1(e, 0x9f);				/* lahf */
+	e3(e, 0x0f, 0x90, 0xc0);		/* seto al */
+	emit_op_mem(e, false, 0x89, H_RAX, hm_gs(OFF_HOT(save_flags)));
+	emit_load(e, H_RAX, hm_gs(OFF_HOT(save_rax)));
+}
+
+void emit_flags_restore(struct emitter *e)
+{
+	emit_store(e, H_RAX, hm_gs(OFF_HOT(save_rax)));
+	emit_op_mem(e, false, 0x8b, H_RAX, hm_gs(OFF_HOT(save_flags)));
+	e2(e, 0x04, 0x7f);			/* add al, 0x7f */
+	e1(e, 0x9e);				/* sahf */
+	emit_load(e, H_RAX, hm_gs(OFF_HOT(save_rax)));
+}

@@ -1,0 +1,192 @@
+/*
+ * The translator's inside.
+ *
+ *   translate.c        run loop: enter code, handle its exits
+ *   translate_block.c  from guest bytes to one block of host code: decode, flag liveness, ends of blocks
+ *   translate_insn.c   one instruction: operands rewritten, TLB checks, stack, special cases
+ *   translate_entry.c  the entry and exit trampolines
+ *   codecache.c        where blocks live, look-up, invalidation
+ *
+ * Guest registers in translated code: rax rcx rdx rbx rbp rsi rdi r8-r12 are themselves, rsp is in r13, r13-r15
+ * are in memory (gs:[s.gpr]); r14 (T0) and r15 (T1) are temporaries; GS points to struct vcpu; rsp is the
+ * host's. Everything below belongs to one vCPU's thread, but for the inbox.
+ */
+#ifndef VIXEN_ENGINE_SOFT_TRANSLATE_PRIVATE_H
+#define VIXEN_ENGINE_SOFT_TRANSLATE_PRIVATE_H
+
+#include <pthread.h>
+#include <stddef.h>
+
+#include "cpu/optable.h"
+#include "engine/soft/emit.h"
+#include "engine/soft/interp.h"
+#include "engine/soft/translate.h"
+#include "host/execmem.h"
+
+#define BLOCK_INSNS 48
+#define EMIT_SLACK (64 * 1024)		/* upper bound of one block's host code */
+#define CODE_CACHE_BYTES (48u << 20)
+#define TBLOCK_MAX (1u << 17)
+#define TBLOCK_HASH_BITS 16
+#define TPAGE_HASH_BITS 13
+#define JUMP_CACHE_ENTRIES 65536u	/* indexed by the low 16 bits of RIP */
+#define INBOX_PAGES 64
+#define FILL_LIST 8192
+
+/* Translation mode: what host code depends on besides the guest's bytes. Bits 0-1 enum tlb_mode, bits 2-3
+ * which FP instructions may run as themselves. */
+enum { FP_NONE, FP_SSE, FP_AVX };
+#define TMODE(tlb, fp) ((unsigned)(tlb) | (unsigned)(fp) << 2)
+#define TMODE_TLB(m) ((m) & 3)
+#define TMODE_FP(m) ((m) >> 2)
+
+enum trans_exit {
+	TEXIT_MISS = 1,		/* TLB check failed: fill, retry */
+	TEXIT_STEP,		/* next instruction is the interpreter's */
+	TEXIT_CHAIN,		/* direct jump in the page, not linked yet */
+	TEXIT_LOOKUP,		/* T0: linear RIP; not in the jump cache, or a request is pending */
+	TEXIT_POLL,		/* a request is pending; RIP at the given offset */
+	TEXIT_FPU,		/* load the FP state, retry */
+	TEXIT_COUNT
+};
+
+/* What follows the call to an exit trampoline. */
+struct exit_data {
+	uint16_t offset;	/* of the guest instruction in its page */
+	uint8_t size;		/* MISS: bytes accessed */
+	uint8_t flags;		/* EXIT_* */
+	int32_t rel;		/* MISS, FPU: retry point; CHAIN: the displacement to patch; from this struct */
+	uint32_t block;		/* CHAIN: index of the block that jumps */
+} __attribute__((packed));
+enum { EXIT_WRITE = 1 };
+
+struct tblock {
+	uint32_t hash_next, page_next;	/* 1-based; 0 ends */
+	uint32_t ram_page, version;
+	uint64_t gpa_page;
+	uint16_t offset;
+	uint8_t mode;
+	bool live;
+	uint32_t far_entry, near_entry;	/* offsets in the cache. far: T0 is the linear RIP */
+};
+
+struct jump_slot { uint64_t neg_rip; const uint8_t *host; };
+
+struct block_build;
+
+struct trans_vcpu {
+	struct execmem mem;
+	uint32_t used, used_base;	/* bytes of code; what the trampolines take */
+	struct tblock *blocks;		/* [TBLOCK_MAX], 0 unused */
+	uint32_t block_count;
+	uint32_t hash[1u << TBLOCK_HASH_BITS], page_hash[1u << TPAGE_HASH_BITS];
+	uint32_t fetch_epoch;		/* interpreter's, when the jump cache was last right */
+	struct { uint8_t mode; uint16_t slot; } filled[FILL_LIST];
+	unsigned filled_count;
+	uint32_t generation;		/* bumped when all code goes */
+	const uint8_t *exit_to[TEXIT_COUNT];	/* trampolines, writable alias */
+	void (*enter)(struct vcpu *v, const uint8_t *target);
+	pthread_mutex_t inbox_lock;
+	uint32_t inbox[INBOX_PAGES];
+	_Atomic uint32_t inbox_count;	/* > INBOX_PAGES: everything */
+	struct block_build *build;
+	uint64_t count_exit[TEXIT_COUNT], count_blocks;
+};
+
+struct translator { unsigned fp_level; };
+
+static inline struct trans_vcpu *trans_of(struct vcpu *v) { return v->trans; }
+
+#define OFF_GPR(r) (offsetof(struct vcpu, s.gpr) + 8 * (r))
+#define OFF_HOT(f) (offsetof(struct vcpu, hot.f))
+#define OFF_TLB(m, f) (offsetof(struct vcpu, tlb) + (m) * sizeof(((struct vcpu *)0)->tlb[0]) + \
+		       offsetof(struct tlb_entry, f))
+
+/* --- translate_entry.c --- */
+void trans_emit_trampolines(struct vcpu *v, struct emitter *e);
+
+/* --- codecache.c --- */
+struct tblock *cache_find(struct vcpu *v, uint32_t ram_page, unsigned offset, unsigned mode);
+/* After cache_room() said yes. */
+struct tblock *cache_add(struct vcpu *v, uint32_t ram_page, uint64_t gpa, unsigned mode, uint32_t version);
+bool cache_room(struct vcpu *v);
+void cache_flush(struct vcpu *v);
+void cache_drop_page(struct vcpu *v, uint32_t ram_page);
+void cache_inbox(struct vcpu *v);
+void jump_cache_flush(struct vcpu *v);
+int jump_cache_need(struct vcpu *v, unsigned mode);
+void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const uint8_t *host);
+static inline struct jump_slot *jump_cache_slot(struct vcpu *v, unsigned mode, uint64_t rip)
+{
+	return (struct jump_slot *)v->hot.jump[mode] + (rip & (JUMP_CACHE_ENTRIES - 1));
+}
+static inline const uint8_t *cache_rx(struct trans_vcpu *t, uint32_t off) { return t->mem.rx + off; }
+
+/* --- translate_block.c --- */
+struct block_insn {
+	struct insn in;
+	uint16_t offset;
+	uint32_t live_in;	/* arithmetic flags somebody may read later, before / after it */
+	uint32_t live_out;
+};
+
+/* A stub: out-of-line code at the end of the block. */
+enum stub_kind { STUB_MISS, STUB_STEP, STUB_CHAIN, STUB_FPU, STUB_POLL, STUB_FAR };
+struct stub {
+	uint8_t kind;
+	bool short_jump;	/* `from` is an 8-bit displacement */
+	bool flags_saved;	/* restore the guest's flags first */
+	struct exit_data data;
+	uint8_t *from;		/* displacement that leads here */
+	uint8_t *retry;		/* MISS, FPU */
+};
+#define STUB_MAX 512
+
+struct block_build {
+	struct vcpu *v;
+	struct trans_vcpu *t;
+	struct emitter e;
+	unsigned mode, tlb_mode;
+	uint8_t code[GUEST_PAGE_SIZE];	/* the guest's page, what was watched of it */
+	unsigned start, end;		/* offsets */
+	uint32_t index;			/* of the block */
+	struct block_insn insns[BLOCK_INSNS];
+	unsigned count;
+	bool fpu_checked;
+	struct stub stubs[STUB_MAX];
+	unsigned stub_count;
+};
+/* The block at a physical address, translated if need be; NULL: not RAM. At block boundaries only. */
+struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode);
+struct stub *block_stub(struct block_build *b, enum stub_kind kind, uint8_t *from, unsigned offset);
+
+/* --- translate_insn.c --- */
+enum insn_result { INSN_NEXT, INSN_ENDS, INSN_STEP /* nothing was emitted that counts: interpret it */ };
+enum insn_result insn_translate(struct block_build *b, struct block_insn *bi);
+/* The guest's arithmetic flags to and from hot.save_flags. */
+void emit_flags_save(struct emitter *e);
+void emit_flags_restore(struct emitter *e);
+
+/* --- translate_jump.c: ends of blocks --- */
+enum insn_result jump_translate(struct block_build *b, struct block_insn *bi);
+/* Goes to an offset from the page's start, inside or outside of it. */
+void jump_to_offset(struct block_build *b, int64_t target, bool poll, bool flags_live);
+/* Goes to the linear RIP in T0. */
+void jump_indirect(struct block_build *b);
+void emit_page_address(struct block_build *b, unsigned reg, int64_t offset);
+
+/* --- translate_memory.c --- */
+/* Checks the access and leaves a host operand. A miss comes back to where this was called: only T0 and T1 may have
+ * been lost by then. T0 or T1 that is not part of it is in *spare. */
+struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write,
+			      unsigned *spare);
+/* [guest rsp + disp], spare T0. */
+struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, int32_t disp, unsigned size, bool write);
+/* reg := effective address without segment base. Uses T0, T1. */
+void address_translate(struct block_build *b, const struct insn *in, unsigned reg, unsigned next_offset, bool wide);
+static inline unsigned host_reg_of(unsigned guest)
+{
+	return guest == REG_RSP ? (unsigned)H_R13 : guest >= REG_R13 ? (unsigned)H_NONE : guest;
+}
+
+#endif

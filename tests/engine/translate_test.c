@@ -1,0 +1,363 @@
+/*
+ * Random programs on the interpreter and on the translator: same registers, flags and memory afterwards.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cpu/model.h"
+#include "engine/engine.h"
+#include "memory/map.h"
+
+#define RAM_BYTES (4u << 20)
+#define TABLES 0x10000u		/* page tables: identity, 2 MiB pages */
+#define CODE 0x100000u
+#define DATA 0x200000u
+#define DATA_BYTES 0x4000u
+#define STACK 0x300000u
+#define PROGRAM_BYTES 0x3000u
+
+struct machine {
+	struct map *map;
+	struct cpu_model *model;
+	struct engine *en;
+	struct vcpu *v;
+};
+
+static bool no_irq(void *opaque) { return false; }
+static int no_ack(void *opaque) { return -1; }
+static uint8_t no_tpr(void *opaque) { return 0; }
+static void no_set_tpr(void *opaque, uint8_t tpr) { }
+static bool no_nmi(void *opaque) { return false; }
+static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
+static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
+
+static void machine_init(struct machine *m, bool interpret_only)
+{
+	struct cpu_model_config mc = { .name = "host", .tsc_hz = 1000000000 };
+	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_nmi, .get_tpr = no_tpr,
+				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
+	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = interpret_only };
+	struct error e;
+
+	m->map = map_new();
+	assert_non_null(m->map);
+	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, &e), 0);
+	assert_int_equal(cpu_model_new(&m->model, &mc, &e), 0);
+	cfg.map = m->map;
+	cfg.model = m->model;
+	assert_int_equal(engine_soft.create(&m->en, &cfg, &e), 0);
+	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, &e), 0);
+}
+
+static void machine_fini(struct machine *m)
+{
+	engine_soft.vcpu_destroy(m->v);
+	engine_soft.destroy(m->en);
+	cpu_model_free(m->model);
+	map_free(m->map);
+}
+
+static uint8_t *ram(struct machine *m, uint64_t gpa) { return map_ptr(m->map, gpa, 1, true); }
+
+static void tables_build(struct machine *m)
+{
+	uint64_t *pml4 = (uint64_t *)ram(m, TABLES), *pdpt = pml4 + 512, *pd = pml4 + 1024;
+
+	pml4[0] = (TABLES + 0x1000) | 7;
+	pdpt[0] = (TABLES + 0x2000) | 7;
+	for (unsigned i = 0; i < 2; i++)
+		pd[i] = (uint64_t)i << 21 | 0xe7;
+}
+
+static void state_long_mode(struct x86_state *s, uint64_t rip)
+{
+	s->cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_ET | CR0_WP | CR0_MP;
+	s->cr3 = TABLES;
+	s->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
+	s->xcr0 = 7;
+	s->efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
+	for (unsigned i = 0; i < SEG_COUNT; i++)
+		s->seg[i] = (struct x86_segment){ .limit = 0xffffffff, .selector = 0x10, .attr = 0xc093 };
+	s->seg[SEG_CS].selector = 8;
+	s->seg[SEG_CS].attr = 0xa09b;
+	s->seg[SEG_FS].base = DATA + 0x100;
+	s->rip = rip;
+	s->rflags = FLAG_FIXED;
+	s->gpr[REG_RSP] = STACK;
+}
+
+/* --- random programs --- */
+
+struct program { uint8_t b[PROGRAM_BYTES]; unsigned n; uint64_t seed; };
+
+static uint64_t rnd(struct program *p)
+{
+	p->seed ^= p->seed << 13;
+	p->seed ^= p->seed >> 7;
+	p->seed ^= p->seed << 17;
+	return p->seed;
+}
+
+static void put(struct program *p, unsigned byte) { p->b[p->n++] = (uint8_t)byte; }
+static void put32(struct program *p, uint32_t v) { memcpy(p->b + p->n, &v, 4); p->n += 4; }
+static void put64(struct program *p, uint64_t v) { memcpy(p->b + p->n, &v, 8); p->n += 8; }
+static unsigned reg_any(struct program *p)
+{
+	unsigned r;
+
+	do
+		r = rnd(p) % 16;
+	while (r == REG_RSP);
+	return r;
+}
+
+static void mov_imm(struct program *p, unsigned reg, uint64_t v)
+{
+	put(p, 0x48 | (reg >> 3));
+	put(p, 0xb8 | (reg & 7));
+	put64(p, v);
+}
+
+/* [66] REX opcode(s) ModR/M with a register or memory r/m; w random. imm bytes follow. */
+static void modrm_insn(struct program *p, unsigned escape, unsigned opcode, int digit, bool byte, unsigned imm,
+		       bool allow_mem, unsigned prefix)
+{
+	unsigned reg = digit >= 0 ? (unsigned)digit : reg_any(p), rm = reg_any(p), rex = 0x40, w = rnd(p) % 3;
+	bool mem = allow_mem && (rnd(p) & 1), fs = mem && rnd(p) % 8 == 0;
+	unsigned index = reg_any(p), form = rnd(p) % 3;
+
+	if (mem) {
+		mov_imm(p, rm, fs ? rnd(p) % 2000 + 0x80 : DATA + 0x100 + rnd(p) % (DATA_BYTES - 0x900));
+		if (form == 2 && index != rm)
+			mov_imm(p, index, rnd(p) % 64);
+		else if (form == 2)
+			form = 1;
+	}
+	if (fs)
+		put(p, 0x64);
+	if (w == 2 && !byte && prefix != 1)
+		put(p, 0x66);
+	if (prefix > 1)
+		put(p, prefix);
+	rex |= (w == 1 ? 8 : 0) | (digit < 0 && (reg & 8) ? 4 : 0) | (rm & 8 ? 1 : 0) |
+	       (mem && form == 2 && (index & 8) ? 2 : 0);
+	put(p, rex);
+	if (escape)
+		put(p, 0x0f);
+	if (escape > 1)
+		put(p, escape);
+	put(p, opcode);
+	if (!mem) {
+		put(p, 0xc0 | (reg & 7) << 3 | (rm & 7));
+	} else if (form == 2 || (rm & 7) == 4) {
+		put(p, 0x44 | (reg & 7) << 3);
+		put(p, (form == 2 ? (rnd(p) & 3) << 6 | (index & 7) << 3 : 0x20) | (rm & 7));
+		put(p, rnd(p) % 0x70);
+	} else if (form == 1) {
+		put(p, 0x80 | (reg & 7) << 3 | (rm & 7));
+		put32(p, rnd(p) % 0x200);
+	} else {
+		put(p, 0x40 | (reg & 7) << 3 | (rm & 7));
+		put(p, rnd(p) % 0xf8);
+	}
+	if (imm == 4 && w == 2)
+		imm = 2;
+	for (; imm; imm--)
+		put(p, (unsigned)rnd(p) & 0xff);
+}
+
+/* Makes all flags defined again. */
+static void define_flags(struct program *p)
+{
+	put(p, 0x48), put(p, 0x39), put(p, 0xc0 | (unsigned)(rnd(p) & 3) << 3 | 2);
+}
+
+static void insn_alu(struct program *p)
+{
+	unsigned op = rnd(p) % 8;
+	bool logic = op == 1 || op == 4 || op == 6;
+
+	switch (rnd(p) % 4) {
+	case 0: modrm_insn(p, 0, op << 3 | (rnd(p) & 2), -1, true, 0, true, 0); break;
+	case 1: modrm_insn(p, 0, op << 3 | 1 | (rnd(p) & 2), -1, false, 0, true, 0); break;
+	case 2: modrm_insn(p, 0, 0x83, (int)op, false, 1, true, 0); break;
+	default: modrm_insn(p, 0, 0x81, (int)op, false, 4, true, 0); break;
+	}
+	if (logic)
+		define_flags(p);
+}
+
+static void insn_move(struct program *p)
+{
+	static const uint8_t zx[] = { 0xb6, 0xb7, 0xbe, 0xbf };
+
+	switch (rnd(p) % 8) {
+	case 0: modrm_insn(p, 0, 0x88 | (rnd(p) & 2), -1, true, 0, true, 0); break;
+	case 1: modrm_insn(p, 0, 0x89 | (rnd(p) & 2), -1, false, 0, true, 0); break;
+	case 2: modrm_insn(p, 0, 0xc7, 0, false, 4, true, 0); break;
+	case 3: modrm_insn(p, 1, zx[rnd(p) % 4], -1, false, 0, true, 0); break;
+	case 4: modrm_insn(p, 0, 0x63, -1, false, 0, true, 1); break;
+	case 5: modrm_insn(p, 1, 0x40 | rnd(p) % 16, -1, false, 0, true, 0); break;
+	case 6: modrm_insn(p, 1, 0x90 | rnd(p) % 16, 0, true, 0, true, 0); break;
+	default: mov_imm(p, reg_any(p), rnd(p)); break;
+	}
+}
+
+static void insn_misc(struct program *p)
+{
+	unsigned r = reg_any(p), k;
+
+	switch (rnd(p) % 14) {
+	case 0: modrm_insn(p, 0, 0xc1, (int)(rnd(p) % 8 == 6 ? 4 : rnd(p) % 6), false, 1, true, 0); define_flags(p); break;
+	case 1: modrm_insn(p, 0, 0xd3, 4 + 3 * (int)(rnd(p) & 1), false, 0, true, 0); define_flags(p); break;
+	case 2: modrm_insn(p, 1, 0xaf, -1, false, 0, true, 0); define_flags(p); break;
+	case 3: modrm_insn(p, 0, 0xf7, 4 + (int)(rnd(p) & 1), false, 0, true, 0); define_flags(p); break;
+	case 4: modrm_insn(p, 1, 0xba, 4 + (int)(rnd(p) % 4), false, 1, true, 0); define_flags(p); break;
+	case 5: modrm_insn(p, 1, 0xb1, -1, false, 0, true, 0); break;
+	case 6: modrm_insn(p, 1, 0xc1, -1, false, 0, true, 0); break;
+	case 7: modrm_insn(p, 0, 0x87, -1, false, 0, true, 0); break;
+	case 8: put(p, 0x48 | (r >> 3)), put(p, 0x0f), put(p, 0xc8 | (r & 7)); break;
+	case 9:
+		put(p, 0x40 | (r >> 3)), put(p, 0x50 | (r & 7));
+		r = reg_any(p);
+		put(p, 0x40 | (r >> 3)), put(p, 0x58 | (r & 7));
+		break;
+	case 10: modrm_insn(p, 0, 0xff, (int)(rnd(p) & 1), false, 0, true, 0); break;
+	case 11: modrm_insn(p, 0, 0xf7, 2 + (int)(rnd(p) & 1), false, 0, true, 0); break;
+	case 12: /* div r by a non-zero, EDX clear */
+		do
+			k = reg_any(p);
+		while (k == REG_RDX || k == REG_RAX);
+		put(p, 0x31), put(p, 0xd2);
+		mov_imm(p, k, rnd(p) | 1);
+		put(p, 0x48 | (k >> 3)), put(p, 0xf7), put(p, 0xf0 | (k & 7));
+		define_flags(p);
+		break;
+	default: /* pushfq; pop r */
+		put(p, 0x9c);
+		put(p, 0x40 | (r >> 3)), put(p, 0x58 | (r & 7));
+		break;
+	}
+}
+
+/* A loop of a few turns, a call over a function, a forward branch. */
+static void insn_flow(struct program *p)
+{
+	unsigned at, r = 8 + rnd(p) % 8;
+
+	switch (rnd(p) % 3) {
+	case 0:
+		put(p, 0x70 | rnd(p) % 16), put(p, 0);
+		at = p->n;
+		insn_alu(p);
+		p->b[at - 1] = (uint8_t)(p->n - at);
+		break;
+	case 1:	/* call f; jmp over; f: insn; ret; over: */
+		put(p, 0xe8), put32(p, 2);
+		put(p, 0xeb), put(p, 0);
+		at = p->n;
+		insn_move(p);
+		put(p, 0xc3);
+		p->b[at - 1] = (uint8_t)(p->n - at);
+		break;
+	default:	/* push rcx-like counter on the stack: push 5; l: insn; dec [rsp]; jnz l; pop r */
+		put(p, 0x6a), put(p, 1 + rnd(p) % 6);
+		at = p->n;
+		insn_misc(p);
+		put(p, 0x48), put(p, 0xff), put(p, 0x0c), put(p, 0x24);
+		put(p, 0x0f), put(p, 0x85), put32(p, at - (p->n + 4));
+		put(p, 0x41), put(p, 0x58 | (r & 7));
+		break;
+	}
+}
+
+static void program_make(struct program *p, uint64_t seed)
+{
+	memset(p, 0, sizeof *p);
+	p->seed = seed * 0x9e3779b97f4a7c15ull + 1;
+	while (p->n < PROGRAM_BYTES - 200) {
+		switch (rnd(p) % 5) {
+		case 0: case 1: insn_alu(p); break;
+		case 2: insn_move(p); break;
+		case 3: insn_misc(p); break;
+		default: insn_flow(p); break;
+		}
+	}
+	put(p, 0xf4);
+}
+
+static void run_program(struct machine *m, const struct program *p, struct x86_state *out)
+{
+	struct x86_state s;
+	struct error e;
+	uint64_t seed = 88172645463325252ull;
+
+	memset(ram(m, 0), 0, 1);
+	tables_build(m);
+	map_write(m->map, CODE, p->b, PROGRAM_BYTES);
+	for (unsigned i = 0; i < DATA_BYTES; i += 8) {
+		seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+		map_write(m->map, DATA + i, &seed, 8);
+	}
+	engine_soft.get_state(m->v, &s);
+	state_long_mode(&s, CODE);
+	for (unsigned i = 0; i < REG_COUNT; i++)
+		if (i != REG_RSP)
+			s.gpr[i] = 0x0123456789abcdefull * (i + 1);
+	s.activity = ACTIVITY_RUNNING;
+	s.shadow = 0;
+	engine_soft.set_state(m->v, &s);
+	for (unsigned i = 0; i < 10; i++)
+		if (engine_soft.run(m->v, &e) != EXIT_KICKED)
+			break;
+	engine_soft.get_state(m->v, out);
+}
+
+static void compare(struct machine *a, struct machine *b, const struct x86_state *sa, const struct x86_state *sb)
+{
+	for (unsigned i = 0; i < REG_COUNT; i++)
+		if (sa->gpr[i] != sb->gpr[i])
+			fail_msg("register %u: interpreted %llx, translated %llx", i, (unsigned long long)sa->gpr[i],
+				 (unsigned long long)sb->gpr[i]);
+	assert_int_equal(sa->rip, sb->rip);
+	assert_int_equal(sa->rflags, sb->rflags);
+	assert_int_equal(sa->activity, sb->activity);
+	assert_memory_equal(ram(a, DATA), ram(b, DATA), DATA_BYTES);
+	assert_memory_equal(ram(a, STACK - 0x1000), ram(b, STACK - 0x1000), 0x1000);
+}
+
+static void test_random_integer(void **state)
+{
+	struct machine a, b;
+	struct x86_state sa, sb;
+	static struct program p;
+
+	machine_init(&a, true);
+	machine_init(&b, false);
+	for (unsigned i = 1; i <= 200; i++) {
+		program_make(&p, i);
+		run_program(&a, &p, &sa);
+		run_program(&b, &p, &sb);
+		if (sa.gpr[0] != sb.gpr[0] || sa.rip != sb.rip)
+			print_message("program %u\n", i);
+		assert_int_equal(sa.activity, ACTIVITY_HALTED);
+		compare(&a, &b, &sa, &sb);
+	}
+	machine_fini(&a);
+	machine_fini(&b);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_random_integer),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
