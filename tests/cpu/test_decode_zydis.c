@@ -1,7 +1,7 @@
 /*
  * The decoder against Zydis: every opcode with every ModR/M byte under every
- * prefix that matters, then random bytes, in the three modes.  Validity, length
- * and operands must agree for all that the table covers.
+ * prefix that matters, then random bytes, in the three modes.  Validity, length,
+ * operands, their access and the flags must agree for all that the table covers.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -106,15 +106,15 @@ static ZydisRegister operand_register(const struct operand *op)
 	}
 }
 
-static bool is_vector(ZydisRegister r)
-{
-	return ZydisRegisterGetClass(r) == ZYDIS_REGCLASS_XMM || ZydisRegisterGetClass(r) == ZYDIS_REGCLASS_YMM;
-}
-
 /* Zydis gives these the size of a cache line or of nothing. */
 static bool line_operation(unsigned op)
 {
 	return op == X86_CLFLUSH || op == X86_CLFLUSHOPT || op == X86_CLWB || op == X86_PREFETCH || op == X86_INVLPG;
+}
+
+static bool is_vector(ZydisRegister r)
+{
+	return ZydisRegisterGetClass(r) == ZYDIS_REGCLASS_XMM || ZydisRegisterGetClass(r) == ZYDIS_REGCLASS_YMM;
 }
 
 /* NULL if they agree. */
@@ -134,7 +134,8 @@ static const char *memory_compare(const struct insn *in, const struct operand *o
 	if (op->kind == OPK_MOFFS ? (zo->mem.disp.value ^ in->mem.disp) << (64 - 8 * in->addrsize) != 0 :
 	    zo->mem.disp.value != in->mem.disp)
 		return "displacement";
-	if (in->op != X86_LEA && zo->mem.segment != ZYDIS_REGISTER_NONE && ZydisRegisterGetId(zo->mem.segment) != (int)in->mem.seg)
+	if (in->op != X86_LEA && zo->mem.segment != ZYDIS_REGISTER_NONE &&
+	    ZydisRegisterGetId(zo->mem.segment) != (int)in->mem.seg)
 		return "segment";
 	if (op->size && zo->size / 8 != op->size && in->row->trans != TRANS_INTERP && !line_operation(in->op))
 		return "memory size";
@@ -169,6 +170,20 @@ static const char *operand_compare(const struct insn *in, const struct operand *
 	}
 }
 
+/* Not for x87 (ST(0) may be both operands), nor for what is no real access. */
+static const char *access_compare(const struct insn *in, const struct operand *op, const ZydisDecodedOperand *zo)
+{
+	bool reads = zo->actions & ZYDIS_OPERAND_ACTION_MASK_READ, writes = zo->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+
+	if (zo->type != ZYDIS_OPERAND_TYPE_REGISTER && zo->type != ZYDIS_OPERAND_TYPE_MEMORY)
+		return NULL;
+	if (in->row->cls == CLASS_X87 || in->row->cls == CLASS_FPSTATE || line_operation(in->op))
+		return NULL;
+	if (writes != op->write)
+		return "operand written";
+	return reads && !op->read ? "operand read" : NULL;
+}
+
 /* Zydis' explicit operands must be among ours, in order; we also list implied ones. */
 static const char *operands_compare(const struct insn *in, const ZydisDecodedInstruction *z,
 				    const ZydisDecodedOperand *zo)
@@ -187,12 +202,33 @@ static const char *operands_compare(const struct insn *in, const ZydisDecodedIns
 			continue;
 		while (why && n < in->nops) {
 			why = operand_compare(in, &in->ops[n++], &zo[i]);
+			if (!why && (why = access_compare(in, &in->ops[n - 1], &zo[i])) != NULL)
+				return why;
 			first = first ? first : why;
 		}
 		if (why)
 			return first ? first : why;
 	}
 	return NULL;
+}
+
+/* What our table says of the arithmetic flags: reads at least what Zydis says is read (pass-through counts),
+ * writes nothing that Zydis leaves alone, and misses nothing that changes. */
+static const char *flags_compare(const struct insn *in, const ZydisDecodedInstruction *z)
+{
+	uint32_t changed, ours = (in->row->flags_written | in->row->flags_undefined) & FLAGS_ARITH;
+	uint32_t passes = in->row->flags_read;
+
+	/* Zydis misses that PTEST clears OF, SF, AF and PF; RSM's row does not try. */
+	if (!z->cpu_flags || in->op == X86_PTEST || in->op == X86_VTESTPS || in->op == X86_VTESTPD || in->op == X86_RSM)
+		return NULL;
+	changed = z->cpu_flags->modified | z->cpu_flags->set_0 | z->cpu_flags->set_1 | z->cpu_flags->undefined;
+	changed &= FLAGS_ARITH;
+	if (z->cpu_flags->tested & FLAGS_ARITH & ~in->row->flags_read)
+		return "flags read";
+	if (ours & ~changed & ~passes)
+		return "flags written that do not change";
+	return changed & ~ours ? "flags changed" : NULL;
 }
 
 static void compare(struct oracle *o, const uint8_t *p, enum insn_mode mode)
@@ -219,6 +255,8 @@ static void compare(struct oracle *o, const uint8_t *p, enum insn_mode mode)
 		why = "length";
 	else
 		why = operands_compare(&in, &z, zo);
+	if (!why)
+		why = flags_compare(&in, &z);
 	if (why)
 		report(o, why, p, mode, r, &in, zok, &z);
 }
