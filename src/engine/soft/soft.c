@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include "cpu/model.h"
+#include "engine/soft/fp_stub.h"
 #include "engine/soft/operand.h"
 #include "engine/soft/translate.h"
 #include "host/loop.h"
@@ -356,6 +357,12 @@ static int soft_create(struct engine **out, const struct engine_config *cfg, str
 		free(eng);
 		return error_errno(e, ENOMEM, NULL, "allocate the code page table");
 	}
+	int ret = fp_stubs_new(&en->fp_stubs, e);
+	if (ret) {
+		munmap(en->code, bytes);
+		free(eng);
+		return ret;
+	}
 	pthread_mutex_init(&en->split_lock, NULL);
 	if (!en->interpret_only) {
 		en->translator = translator_new(en, e);
@@ -373,6 +380,7 @@ static void soft_destroy(struct engine *eng)
 
 	translator_free(en->translator);
 	pthread_mutex_destroy(&en->split_lock);
+	fp_stubs_free(en->fp_stubs);
 	munmap(en->code, (en->ram_pages + 1) * sizeof(*en->code));
 	free(eng);
 }

@@ -33,6 +33,7 @@ struct soft_engine {
 	uint64_t tsc_hz, tsc_start_ns;
 	pthread_mutex_t split_lock;	/* LOCKed accesses that no single host instruction can do */
 	struct translator *translator;	/* NULL: interpret only */
+	struct fp_stubs *fp_stubs;	/* engine/soft/fp_stub.h */
 	struct code_page *code;		/* [ram_pages] */
 	uint64_t ram_pages;
 	/* The translator's hook: this RAM page's code was written to; all of it is stale and no longer

@@ -1,0 +1,40 @@
+/*
+ * Floating point and vectors in the interpreter.
+ *
+ *   fp.c         which instruction goes where; gating by CR0, CR4, XCR0; pending exceptions
+ *   fp_native.c  runs one instruction on the host's own units, operands moved into reach
+ *   fp_control.c control and status words, MXCSR
+ *   fp_vector.c  per-element memory access: gathers, masked moves
+ *   fp_state.c   FXSAVE and XSAVE families
+ *
+ * The host is x86-64, so its own FPU and vector units are the exact reference: an instruction runs there, on
+ * the guest's register image, with all exceptions masked; what the guest has unmasked is raised afterwards,
+ * before anything is committed.
+ */
+#ifndef VIXEN_ENGINE_SOFT_FP_H
+#define VIXEN_ENGINE_SOFT_FP_H
+
+#include "cpu/optable.h"
+#include "engine/soft/vcpu.h"
+
+#define MXCSR_FLAGS 0x3fu
+#define MXCSR_MASKS 0x1f80u
+#define MXCSR_VALID 0xffffu
+#define FSW_FLAGS 0x3fu
+#define FSW_ES 0x80u
+#define FSW_B 0x8000u
+#define XSTATE_X87 1u
+#define XSTATE_SSE 2u
+#define XSTATE_AVX 4u
+
+/* Recomputes ES and B from flags and masks. */
+void fp_update_es(struct x86_xsave *f);
+/* The memory operand's linear address obeys `align` bytes, or #GP(0). */
+void fp_check_align(struct vcpu *v, const struct insn *in, unsigned align);
+
+void fp_native(struct vcpu *v, const struct insn *in);
+bool fp_control(struct vcpu *v, const struct insn *in);	/* false: not one of its */
+bool fp_vector_memory(struct vcpu *v, const struct insn *in);
+bool fp_state(struct vcpu *v, const struct insn *in);
+
+#endif
