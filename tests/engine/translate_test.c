@@ -353,10 +353,128 @@ static void test_random_integer(void **state)
 	machine_fini(&b);
 }
 
+/* --- hand-written programs: code bytes run until HLT on the translator --- */
+
+static void run_bytes(struct machine *m, const void *code, unsigned n, struct x86_state *s)
+{
+	struct error e;
+
+	tables_build(m);
+	map_write(m->map, CODE, code, n);
+	engine_soft.get_state(m->v, s);
+	s->activity = ACTIVITY_RUNNING;
+	state_long_mode(s, CODE);
+	s->fpu.fcw = 0x37f;
+	s->fpu.mxcsr = 0x1f80;
+	s->fpu.xstate_bv = 0;
+	engine_soft.set_state(m->v, s);
+	for (unsigned i = 0; i < 10; i++)
+		if (engine_soft.run(m->v, &e) != EXIT_KICKED)
+			break;
+	engine_soft.get_state(m->v, s);
+}
+
+/* x87, SSE and AVX state survives TLB misses in the middle of a block, and lands in the state. */
+static void test_fp(void **state)
+{
+	static const uint8_t code[] = {
+		0xbf, 0x00, 0x00, 0x20, 0x00,			/* mov edi, DATA */
+		0xb8, 0x07, 0x00, 0x00, 0x00,			/* mov eax, 7 */
+		0xf2, 0x0f, 0x2a, 0xc0,				/* cvtsi2sd xmm0, eax */
+		0xd9, 0xe8,					/* fld1 */
+		0xd8, 0xc0,					/* fadd st, st */
+		0xf2, 0x0f, 0x11, 0x07,				/* movsd [rdi], xmm0 */
+		0xdd, 0x9f, 0x00, 0x10, 0x00, 0x00,		/* fstp qword [rdi + 0x1000] */
+		0xf2, 0x0f, 0x58, 0x87, 0x00, 0x10, 0x00, 0x00,	/* addsd xmm0, [rdi + 0x1000] */
+		0x66, 0x0f, 0x2e, 0x07,				/* ucomisd xmm0, [rdi] */
+		0x0f, 0x97, 0xc3,				/* seta bl */
+		0xc5, 0xfb, 0x11, 0x87, 0x00, 0x20, 0x00, 0x00,	/* vmovsd [rdi + 0x2000], xmm0 */
+		0xc4, 0xe2, 0x7d, 0x19, 0xcc,			/* vbroadcastsd ymm1, xmm4 */
+		0xc5, 0xfd, 0x14, 0xc8,				/* vunpcklpd ymm1, ymm0, ymm0 */
+		0x66, 0x0f, 0x28, 0x57, 0x10,			/* movapd xmm2, [rdi + 16] */
+		0xf2, 0x4c, 0x0f, 0x2c, 0xe8,			/* cvttsd2si r13, xmm0 */
+		0xf4,
+	};
+	struct machine m;
+	struct x86_state s;
+	double d;
+
+	machine_init(&m, false);
+	run_bytes(&m, code, sizeof code, &s);
+	assert_int_equal(s.activity, ACTIVITY_HALTED);
+	memcpy(&d, ram(&m, DATA), 8);
+	assert_true(d == 7.0);
+	memcpy(&d, ram(&m, DATA + 0x1000), 8);
+	assert_true(d == 2.0);
+	memcpy(&d, ram(&m, DATA + 0x2000), 8);
+	assert_true(d == 9.0);
+	assert_int_equal(s.gpr[REG_RBX] & 0xff, 1);
+	assert_int_equal(s.gpr[REG_R13], 9);
+	assert_true(s.fpu.xmm[1].lf[1] == 9.0);
+	assert_int_equal(s.fpu.mxcsr & 0x1f80, 0x1f80);
+	machine_fini(&m);
+}
+
+/* Code that rewrites an instruction ahead of it in its own block, then one behind, in a loop. */
+static void test_changed_code(void **state)
+{
+	static const uint8_t code[] = {
+		0x31, 0xc9,					/* xor ecx, ecx */
+		0x31, 0xdb,					/* xor ebx, ebx */
+		0xc6, 0x05, 0x01, 0x00, 0x00, 0x00, 0x05,	/* l: mov byte [rip + 1], 5: the immediate below */
+		0xb8, 0x00, 0x00, 0x00, 0x00,			/* mov eax, 0 */
+		0x01, 0xc3,					/* add ebx, eax */
+		0xfe, 0x05, 0xf6, 0xff, 0xff, 0xff,		/* inc byte [rip - 10]: the first store's immediate... */
+		0xff, 0xc1,					/* inc ecx */
+		0x83, 0xf9, 0x0a,				/* cmp ecx, 10 */
+		0x75, 0xe5,					/* jne l */
+		0xf4,
+	};
+	struct machine a, b;
+	struct x86_state sa, sb;
+
+	machine_init(&a, true);
+	machine_init(&b, false);
+	run_bytes(&a, code, sizeof code, &sa);
+	run_bytes(&b, code, sizeof code, &sb);
+	assert_int_equal(sb.activity, ACTIVITY_HALTED);
+	assert_int_equal(sa.gpr[REG_RBX], sb.gpr[REG_RBX]);
+	assert_int_equal(sa.gpr[REG_RCX], sb.gpr[REG_RCX]);
+	machine_fini(&a);
+	machine_fini(&b);
+}
+
+/* A guest address that is no RAM must never reach host memory: non-canonical, beyond the tables, page-crossing. */
+static void test_isolation(void **state)
+{
+	static const uint64_t bad[] = { 0x8000000000000000ull, 0x0000800000000000ull, 0xffff7fffffffffffull,
+					0x7fffffffffffull, 0xffffffffffffffffull, 0x3fffffull, 0x400000ull };
+	uint8_t code[] = { 0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0,	/* mov rax, bad */
+			   0x48, 0x8b, 0x08,			/* mov rcx, [rax] */
+			   0xf4 };
+	struct machine m;
+	struct x86_state s;
+
+	machine_init(&m, false);
+	for (unsigned i = 0; i < sizeof bad / sizeof *bad; i++)
+		for (unsigned k = 0; k < 2; k++) {
+			code[11] = k ? 0x89 : 0x8b;
+			memcpy(code + 2, &bad[i], 8);
+			run_bytes(&m, code, sizeof code, &s);
+			/* No IDT: the fault becomes a triple fault. */
+			assert_int_equal(s.activity, ACTIVITY_SHUTDOWN);
+			assert_int_equal(s.rip, CODE + 10);
+		}
+	machine_fini(&m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_random_integer),
+		cmocka_unit_test(test_fp),
+		cmocka_unit_test(test_changed_code),
+		cmocka_unit_test(test_isolation),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -59,9 +59,9 @@ static void alignment_check(struct vcpu *v, uint64_t va, unsigned size)
 
 /* --- TLB --- */
 
-static void tlb_clear(struct tlb_entry *t)
+static void tlb_clear(struct tlb_entry *t, unsigned index)
 {
-	t->tag_read = t->tag_write = TLB_INVALID;
+	t->tag_read = t->tag_write = tlb_invalid(index);
 	t->info = 0;
 }
 
@@ -69,7 +69,7 @@ void tlb_flush_all(struct vcpu *v)
 {
 	for (unsigned m = 0; m < TLB_MODES; m++)
 		for (unsigned i = 0; i < TLB_ENTRIES; i++)
-			tlb_clear(&v->tlb[m][i]);
+			tlb_clear(&v->tlb[m][i], i);
 	interp_of(v)->fetch_epoch++;
 	interp_of(v)->stop_block = true;
 }
@@ -79,7 +79,7 @@ void tlb_flush_non_global(struct vcpu *v)
 	for (unsigned m = 0; m < TLB_MODES; m++)
 		for (unsigned i = 0; i < TLB_ENTRIES; i++)
 			if (!(v->tlb[m][i].info & 1))
-				tlb_clear(&v->tlb[m][i]);
+				tlb_clear(&v->tlb[m][i], i);
 	interp_of(v)->fetch_epoch++;
 	interp_of(v)->stop_block = true;
 }
@@ -87,7 +87,7 @@ void tlb_flush_non_global(struct vcpu *v)
 void tlb_flush_page(struct vcpu *v, uint64_t gva)
 {
 	for (unsigned m = 0; m < TLB_MODES; m++)
-		tlb_clear(&v->tlb[m][tlb_index(gva)]);
+		tlb_clear(&v->tlb[m][tlb_index(gva)], tlb_index(gva));
 	interp_of(v)->fetch_epoch++;
 	interp_of(v)->stop_block = true;
 }
@@ -98,7 +98,7 @@ void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva)
 
 	for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++, t++)
 		if (t->tag_write + t->addend == (uint64_t)(uintptr_t)rw_hva)
-			t->tag_write = TLB_INVALID;
+			t->tag_write = tlb_invalid(i % TLB_ENTRIES);
 }
 
 static unsigned access_flags(enum tlb_mode mode, bool write)
@@ -131,7 +131,7 @@ static void tlb_install(struct vcpu *v, enum tlb_mode mode, uint64_t va, const s
 	if (interp_of(v)->data_bps && debug_page_watched(v, va))
 		return;
 	t->tag_read = page;
-	t->tag_write = TLB_INVALID;
+	t->tag_write = tlb_invalid(tlb_index(va));
 	t->addend = (uint64_t)(uintptr_t)hva - page;
 	t->info = (r->gpa & GUEST_PAGE_MASK) | (r->global ? 1 : 0);
 	if ((write || (r->writable && r->dirty)) && pi->rw_hva && page_writable_fast(v, pi->ram_page)) {

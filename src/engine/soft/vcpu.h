@@ -23,10 +23,10 @@
 
 /* One entry maps one 4 KiB linear page. An access of n bytes at va hits when (va - tag) <= 4096 - n
  * (unsigned): one comparison refuses wrong pages, non-canonical addresses and page crossings.
- * A tag of TLB_INVALID never hits. hva = va + addend.
+ * An unused entry's tag is tlb_invalid(index): a page of another index, so that no address that is looked up
+ * here can hit it (no constant will do: the guest may use any 64-bit value). hva = va + addend.
  * tag_write is valid only if the PTE is writable and dirty, the page is RAM, holds no translated or
  * decoded code, and the dirty log has it. MMIO is never here. */
-#define TLB_INVALID 0x8000000000000000ull	/* non-canonical: va - tag is always huge */
 struct tlb_entry {
 	uint64_t tag_read, tag_write;
 	uint64_t addend;	/* host address - linear address */
@@ -35,6 +35,7 @@ struct tlb_entry {
 enum tlb_mode { TLB_USER, TLB_KERNEL /* SMAP on, AC clear */, TLB_KERNEL_AC /* SMAP off or AC set */, TLB_MODES };
 #define TLB_BITS 10
 #define TLB_ENTRIES (1u << TLB_BITS)
+static inline uint64_t tlb_invalid(unsigned index) { return (uint64_t)(index ^ 1) << GUEST_PAGE_SHIFT; }
 static inline unsigned tlb_index(uint64_t va) { return (va >> GUEST_PAGE_SHIFT) & (TLB_ENTRIES - 1); }
 
 struct soft_engine;
