@@ -151,10 +151,12 @@ static void leaf_basic(const struct asked *q, uint32_t out[4])
 	case 0xb: leaf_topology(q, out); break;
 	case 0xd: leaf_xsave(q, out); break;
 	case 0x15:
-		if (model->amd || !model->tsc_hz)
+		/* TSC = crystal * EBX / EAX. Linux multiplies kHz by EBX in 32 bits: whole MHz below 4.29 GHz, or
+		 * nothing and the guest calibrates. */
+		if (model->amd || !model->tsc_hz || model->tsc_hz % 1000000 || model->tsc_hz > 4290000000)
 			break;
-		out[EAX] = LAPIC_HZ / 1000;		/* TSC = crystal * EBX / EAX */
-		out[EBX] = model->tsc_hz / 1000;
+		out[EAX] = LAPIC_HZ / 1000000;
+		out[EBX] = model->tsc_hz / 1000000;
 		out[ECX] = LAPIC_HZ;
 		break;
 	case 0x16:

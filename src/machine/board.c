@@ -189,6 +189,8 @@ int board_new(struct board **out, struct loop *l, const struct board_config *c, 
 	b->config = *c;
 	b->loop = l;
 	b->tsc_hz = tsc_measure();
+	if (c->engine == &engine_soft)	/* it makes its own clock: whole MHz, as CPUID leaf 0x15 can say */
+		b->tsc_hz -= b->tsc_hz % 1000000;
 	pthread_mutex_init(&b->error_lock, NULL);
 	for (unsigned i = 0; i < BOARD_VCPUS_MAX; i++) {
 		b->cpu[i].board = b;

@@ -88,6 +88,11 @@ static void decoded_fill(struct vcpu *v, struct decoded *d)
 	d->len = d->in.len;
 	d->flags = op->flags & (OPF_RIP | OPF_END);
 	if (!cpu_model_has(v->en->model, d->in.row->feature)) {
+		/* An older CPU ignores the F3 of these two. */
+		if (d->in.op == X86_TZCNT || d->in.op == X86_LZCNT) {
+			d->fn = d->in.op == X86_TZCNT ? op_bsf : op_bsr;
+			return;
+		}
 		d->fn = op_undefined;
 		d->flags = OPF_END;
 	} else if (!op->fn) {
