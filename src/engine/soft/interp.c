@@ -184,7 +184,7 @@ static struct decoded *decode_slow(struct vcpu *v)
 
 static struct block *block_slot(struct interp *ip, uint64_t gpa, unsigned mode)
 {
-	return &ip->blocks[((gpa ^ gpa >> 13) * 4 + mode) & ((1u << BLOCK_BITS) - 1)];
+	return &ip->blocks[(gpa ^ gpa >> BLOCK_BITS ^ mode * 0x1357) & ((1u << BLOCK_BITS) - 1)];
 }
 
 /* Decodes a run from `bytes`; 0 instructions when already the first crosses the page. */
