@@ -1,0 +1,319 @@
+/* vixen run: flags to a VM's configuration, and the VM to its end. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/catalog.h"
+#include "cli/options.h"
+#include "cli/verb.h"
+#include "cli/vmm_process.h"
+#include "vmm/vm_config.h"
+
+#define APPEND_DEFAULT "console=ttyS0"
+
+struct run {
+	struct vm_config c;
+	const char *image, *append, *cdrom;
+	bool nets_given;
+	struct image catalog;
+	char append_text[4096];
+	char *copies[VM_DISKS_MAX];	/* of --disk values, cut at their commas */
+	unsigned ncopies;
+};
+
+static bool one_of(const char *option, const char *value, const char *const *names)
+{
+	char list[128] = "";
+	for (unsigned i = 0; names[i]; i++) {
+		if (!strcmp(names[i], value))
+			return true;
+		strcat(strcat(list, i ? ", " : ""), names[i]);
+	}
+	const char *near = nearest(value, names);
+	if (near)
+		return usage_error("run", "--%s '%s' is not known, did you mean '%s'?", option, value, near);
+	return usage_error("run", "--%s '%s' is not known (%s)", option, value, list);
+}
+
+static bool set_name(void *r, const char *v) { ((struct run *)r)->c.name = v; return true; }
+static bool set_kernel(void *r, const char *v) { ((struct run *)r)->c.kernel = v; return true; }
+static bool set_initrd(void *r, const char *v) { ((struct run *)r)->c.initrd = v; return true; }
+static bool set_append(void *r, const char *v) { ((struct run *)r)->append = v; return true; }
+static bool set_cdrom(void *r, const char *v) { ((struct run *)r)->cdrom = v; return true; }
+static bool set_no_reboot(void *r, const char *v) { (void)v; return ((struct run *)r)->c.no_reboot = true; }
+static bool set_interpret(void *r, const char *v) { (void)v; return ((struct run *)r)->c.interpret_only = true; }
+
+static bool set_engine(void *opaque, const char *v)
+{
+	static const char *const names[] = { "auto", "soft", "kvm", NULL };
+	((struct run *)opaque)->c.engine = v;
+	return one_of("engine", v, names);
+}
+
+static bool set_cpu(void *opaque, const char *v)
+{
+	static const char *const names[] = { "host", "x86-64-v2", "x86-64-v3", NULL };
+	((struct run *)opaque)->c.cpu_model = v;
+	return one_of("cpu", v, names);
+}
+
+static bool set_cpus(void *opaque, const char *v)
+{
+	uint64_t n;
+	if (!number_parse(v, VM_CPUS_MAX, &n) || !n)
+		return usage_error("run", "--cpus '%s' is not a number from 1 to %d", v, VM_CPUS_MAX);
+	((struct run *)opaque)->c.cpus = (unsigned)n;
+	return true;
+}
+
+static bool set_memory(void *opaque, const char *v)
+{
+	struct run *r = opaque;
+	if (!size_parse(v, &r->c.memory_bytes) || r->c.memory_bytes > 1ull << 42)
+		return usage_error("run", "--memory '%s' is not a size such as 512M or 2G", v);
+	if (r->c.memory_bytes < VM_MEMORY_MIN || r->c.memory_bytes % 4096)
+		return usage_error("run", "--memory '%s' is under 64M or no multiple of 4K", v);
+	return true;
+}
+
+static bool set_firmware(void *opaque, const char *v)
+{
+	(void)opaque;
+	return usage_error("run", "--firmware '%s' is not in this version, give the guest's kernel with --kernel", v);
+}
+
+static bool disk_add(struct run *r, const struct vm_disk *d)
+{
+	if (r->c.ndisks == VM_DISKS_MAX)
+		return usage_error("run", "more than %d disks", VM_DISKS_MAX);
+	r->c.disk[r->c.ndisks++] = *d;
+	return true;
+}
+
+/* FILE[,format=raw|qcow2][,readonly][,ephemeral] */
+static bool set_disk(void *opaque, const char *v)
+{
+	static const char *const known[] = { "format=raw", "format=qcow2", "readonly", "ephemeral", NULL };
+	static const char *const formats[] = { "raw", "qcow2", NULL };
+	struct run *r = opaque;
+	if (r->ncopies == VM_DISKS_MAX)
+		return usage_error("run", "more than %d disks", VM_DISKS_MAX);
+	char *s = r->copies[r->ncopies++] = strdup(v), *save = NULL;
+	if (!s)
+		return usage_error("run", "out of memory");
+	struct vm_disk d = { .path = strtok_r(s, ",", &save) };
+	if (!d.path || *v == ',')
+		return usage_error("run", "--disk '%s' names no file", v);
+	for (char *word; (word = strtok_r(NULL, ",", &save));) {
+		const char *near;
+		if (!strcmp(word, "readonly")) {
+			d.readonly = true;
+		} else if (!strcmp(word, "ephemeral")) {
+			d.ephemeral = true;
+		} else if (!strncmp(word, "format=", 7)) {
+			d.format = word + 7;
+			if (!one_of("disk format", d.format, formats))
+				return false;
+		} else if ((near = nearest(word, known))) {
+			return usage_error("run", "--disk: '%s' is not known, did you mean '%s'?", word, near);
+		} else {
+			return usage_error("run", "--disk: '%s' is not known (format=, readonly, ephemeral)", word);
+		}
+	}
+	return disk_add(r, &d);
+}
+
+/* [tcp:|udp:][ADDRESS:]HOST:GUEST; IPv4 addresses. Without one, only this host can connect. */
+static bool forward_parse(struct net_forward *f, const char *v)
+{
+	char text[64], *part[3];
+	unsigned n = 0;
+	*f = (struct net_forward){ .host_addr = "127.0.0.1" };
+	if (!strncmp(v, "udp:", 4) || !strncmp(v, "tcp:", 4)) {
+		f->udp = *v == 'u';
+		v += 4;
+	}
+	if (strlen(v) >= sizeof text)
+		return false;
+	strcpy(text, v);
+	char *at = text;
+	for (char *word; (word = strsep(&at, ":"));) {
+		if (n == 3)
+			return false;
+		part[n++] = word;
+	}
+	uint64_t host, guest;
+	if (n < 2 || !number_parse(part[n - 2], 65535, &host) || !number_parse(part[n - 1], 65535, &guest) || !host ||
+	    !guest)
+		return false;
+	if (n == 3)
+		snprintf(f->host_addr, sizeof f->host_addr, "%s", part[0]);
+	f->host_port = (uint16_t)host;
+	f->guest_port = (uint16_t)guest;
+	return true;
+}
+
+static bool net_user(struct run *r, char *options)
+{
+	if (r->c.nnets == VM_NETS_MAX)
+		return usage_error("run", "more than %d network cards", VM_NETS_MAX);
+	struct vm_net *n = &r->c.net[r->c.nnets++];
+	for (char *word; (word = strsep(&options, ","));) {
+		if (strncmp(word, "forward=", 8))
+			return usage_error("run", "--net user: '%s' is not known (forward=HOST:GUEST)", word);
+		if (n->nforwards == VM_FORWARDS_MAX)
+			return usage_error("run", "more than %d forwards", VM_FORWARDS_MAX);
+		if (!forward_parse(&n->forward[n->nforwards++], word + 8))
+			return usage_error("run", "--net user: '%s' is not forward=[udp:][ADDRESS:]HOST:GUEST", word);
+	}
+	return true;
+}
+
+static bool set_net(void *opaque, const char *v)
+{
+	static const char *const names[] = { "user", "none", NULL };
+	struct run *r = opaque;
+	char text[2048];
+	r->nets_given = true;
+	if (!strcmp(v, "none"))
+		return true;
+	if (!strncmp(v, "switch=", 7))
+		return usage_error("run", "--net switch= is not in this version, use --net user or none");
+	if (strlen(v) >= sizeof text)
+		return usage_error("run", "--net is too long");
+	strcpy(text, v);
+	char *options = text, *mode = strsep(&options, ",");
+	return one_of("net", mode, names) && (!strcmp(mode, "user") ? net_user(r, options)
+				: usage_error("run", "--net none takes no options"));
+}
+
+static bool set_console(void *opaque, const char *v)
+{
+	static const char *const names[] = { "stdio", "none", "file:PATH", NULL };
+	struct run *r = opaque;
+	if (!strncmp(v, "file:", 5) && v[5]) {
+		r->c.console = VM_CONSOLE_FILE;
+		r->c.console_path = v + 5;
+		return true;
+	}
+	r->c.console = !strcmp(v, "none") ? VM_CONSOLE_NONE : VM_CONSOLE_STDIO;
+	return strcmp(v, "file:PATH") ? one_of("console", v, names) : true;
+}
+
+static bool set_image(void *opaque, const char *v)
+{
+	struct run *r = opaque;
+	if (r->image)
+		return usage_error("run", "two images given, '%s' and '%s'; add a second disk with --disk", r->image, v);
+	r->image = v;
+	return true;
+}
+
+static const struct option_row options[] = {
+	{ "name", "NAME", "what the machine is called", set_name },
+	{ "engine", "auto|soft|kvm", "how guest code is run (auto: what is best here)", set_engine },
+	{ "cpu", "MODEL", "x86-64-v2, x86-64-v3 or host (default host)", set_cpu },
+	{ "cpus", "N", "virtual CPUs, 1 to 16 (default 1)", set_cpus },
+	{ "memory", "SIZE", "memory, from 64M on (default 1G)", set_memory },
+	{ "kernel", "FILE", "boot this bzImage, PVH ELF or multiboot file", set_kernel },
+	{ "initrd", "FILE", "initial RAM disk for --kernel", set_initrd },
+	{ "append", "STR", "kernel command line (default " APPEND_DEFAULT "); with an image: added to its own",
+	  set_append },
+	{ "firmware", "bios|uefi|FILE", "boot through firmware (not in this version)", set_firmware },
+	{ "disk", "FILE[,format=raw|qcow2][,readonly][,ephemeral]", "a disk; ephemeral: writes are forgotten at the end",
+	  set_disk },
+	{ "cdrom", "FILE", "a read-only disk", set_cdrom },
+	{ "net", "user[,forward=HOST:GUEST]...|none", "a network card on NAT, with port forwards (default user)", set_net },
+	{ "console", "stdio|none|file:PATH", "where the first serial port goes (default stdio)", set_console },
+	{ "no-reboot", NULL, "end, with exit code 0, when the guest resets", set_no_reboot },
+	{ "interpret", NULL, "soft engine: interpret only, for tests", set_interpret },
+	{ 0 },
+};
+
+static const struct command run_command = {
+	.verb = "run",
+	.usage = "run [IMAGE] [OPTIONS]",
+	.about = "Starts a virtual machine in the foreground. IMAGE is a name from 'vixen image list', a directory\n"
+		 "made by 'vixen image build', or a disk file.",
+	.options = options,
+	.argument = set_image,
+	.more = "On the console: Ctrl-A x quits, Ctrl-A p presses the power button, Ctrl-A h helps.\n\n"
+		"exit codes: 0 the guest powered off, 1 vixen failed, 2 usage, 3 the guest crashed (triple fault),\n"
+		"130 interrupted (signal, Ctrl-A x, terminal closed).",
+};
+
+/* The image gives a disk, and the kernel unless --kernel does. */
+static int image_apply(struct run *r, struct error *e)
+{
+	int ret = catalog_find(&r->catalog, r->image, e);
+	if (ret)
+		return ret;
+	if (r->c.ndisks == VM_DISKS_MAX)
+		return error_set(e, 22, "leave one out", "plug in the image", "more than %d disks", VM_DISKS_MAX);
+	memmove(r->c.disk + 1, r->c.disk, r->c.ndisks * sizeof *r->c.disk);
+	r->c.disk[0] = (struct vm_disk){ .path = r->catalog.disk };
+	r->c.ndisks++;
+	if (!r->c.name)
+		r->c.name = r->catalog.name;
+	if (!r->c.kernel && r->catalog.kernel[0]) {
+		r->c.kernel = r->catalog.kernel;
+		if (!r->c.initrd && r->catalog.initrd[0])
+			r->c.initrd = r->catalog.initrd;
+	}
+	if (!r->c.kernel)
+		return error_set(e, 22, "give its kernel with --kernel", "boot the image",
+				 "'%s' comes without a kernel, and firmware is not in this version", r->image);
+	return 0;
+}
+
+static void append_apply(struct run *r)
+{
+	const char *own = r->catalog.append;
+	if (*own && r->append)
+		snprintf(r->append_text, sizeof r->append_text, "%s %s", own, r->append);
+	else
+		snprintf(r->append_text, sizeof r->append_text, "%s", *own ? own : r->append ? r->append : APPEND_DEFAULT);
+	r->c.append = r->append_text;
+}
+
+static int run_start(struct run *r)
+{
+	struct error e = { 0 };
+	int code = r->image ? image_apply(r, &e) : 0;
+	if (!code) {
+		append_apply(r);
+		if (!r->nets_given)
+			r->c.nnets = 1;
+		code = vmm_run(&r->c, &e);
+	}
+	if (code < 0) {
+		error_print(&e);
+		code = EXIT_FAILED;
+	}
+	return code;
+}
+
+int verb_run(int argc, char **argv)
+{
+	struct run *r = calloc(1, sizeof *r);
+	ASSERT(r);
+	r->c = (struct vm_config){ .engine = "auto", .cpu_model = "host", .cpus = 1, .memory_bytes = 1ull << 30 };
+	int ret = options_parse(&run_command, r, argc, argv);
+	if (ret < 0 && r->cdrom && !disk_add(r, &(struct vm_disk){ .path = r->cdrom, .readonly = true }))
+		ret = EXIT_USAGE;
+	if (ret < 0 && !r->image && !r->c.kernel) {
+		usage_error("run", "no IMAGE and no --kernel given, try 'vixen image build debian-12' and "
+				   "'vixen run debian-12'");
+		ret = EXIT_USAGE;
+	}
+	if (ret < 0 && r->append && strlen(r->append) > 3000) {
+		usage_error("run", "--append is longer than 3000 characters");
+		ret = EXIT_USAGE;
+	}
+	if (ret < 0)
+		ret = run_start(r);
+	for (unsigned i = 0; i < r->ncopies; i++)
+		free(r->copies[i]);
+	free(r);
+	return ret;
+}

@@ -1,0 +1,12 @@
+/* Which engine a VM gets. */
+#ifndef VIXEN_VMM_ENGINE_CHOICE_H
+#define VIXEN_VMM_ENGINE_CHOICE_H
+
+#include "base/error.h"
+
+struct engine_ops;
+
+/* name: "auto", "soft" or "kvm". */
+int engine_choose(const struct engine_ops **out, const char *name, struct error *e);
+
+#endif

@@ -1,0 +1,206 @@
+#include "vmm/vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "block/block.h"
+#include "host/loop.h"
+#include "machine/board.h"
+#include "vmm/console.h"
+#include "vmm/engine_choice.h"
+#include "vmm/signals.h"
+
+struct vm {
+	const struct vm_config *config;
+	const struct engine_ops *engine;
+	struct loop *loop;
+	struct block *disk[VM_DISKS_MAX];
+	struct console *console;
+	int console_file, signals;
+	struct loop_fd *signal_watch;
+	struct board *board;
+	bool interrupted;
+	unsigned flushes;	/* under way */
+};
+
+static void on_signal(void *opaque, uint32_t events)
+{
+	struct vm *vm = opaque;
+	switch (signals_next(vm->signals)) {
+	case SIGNAL_NONE: break;
+	case SIGNAL_POWER_BUTTON:
+		if (vm->board)
+			board_power_button(vm->board);
+		break;
+	case SIGNAL_STOP:
+		vm->interrupted = true;
+		if (vm->board)
+			board_stop(vm->board);
+		break;
+	}
+}
+
+static int signals_init(struct vm *vm, struct error *e)
+{
+	vm->signals = signals_open();
+	if (vm->signals < 0)
+		return error_errno(e, -vm->signals, "raise the limit on open files", "watch for signals");
+	vm->signal_watch = loop_fd_add(vm->loop, vm->signals, EPOLLIN, on_signal, vm);
+	return vm->signal_watch ? 0 : error_errno(e, errno, "raise the limit on open files", "watch for signals");
+}
+
+static int console_init(struct vm *vm, int fd, struct error *e)
+{
+	const struct vm_config *c = vm->config;
+	if (c->console == VM_CONSOLE_NONE)
+		fd = -1;
+	if (c->console == VM_CONSOLE_FILE) {
+		fd = vm->console_file = open(c->console_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0644);
+		if (fd < 0)
+			return error_errno(e, errno, "check the path and its permissions", "open console file '%s'",
+					   c->console_path);
+	}
+	return console_new(&vm->console, vm->loop, fd, c->console == VM_CONSOLE_STDIO, e);
+}
+
+static int disks_open(struct vm *vm, struct error *e)
+{
+	int ret = 0;
+	for (unsigned i = 0; i < vm->config->ndisks && !ret; i++) {
+		const struct vm_disk *d = &vm->config->disk[i];
+		unsigned flags = (d->readonly ? BLOCK_READONLY : 0) | (d->ephemeral ? BLOCK_EPHEMERAL : 0);
+		ret = block_open(&vm->disk[i], vm->loop, d->path, d->format, flags, e);
+	}
+	return ret;
+}
+
+/* A board as after power-on, with everything plugged in. */
+static int board_build(struct vm *vm, struct error *e)
+{
+	const struct vm_config *c = vm->config;
+	const struct board_config bc = {
+		.engine = vm->engine, .cpu_model = c->cpu_model, .vcpus = c->cpus, .ram_bytes = c->memory_bytes,
+		.interpret_only = c->interpret_only, .console_write = console_write, .console_room = console_room,
+		.console_opaque = vm->console,
+	};
+	const struct boot_files files = { c->kernel, c->initrd, c->append ? c->append : "" };
+	int ret = board_new(&vm->board, vm->loop, &bc, e);
+	for (unsigned i = 0; i < c->ndisks && !ret; i++) {
+		char serial[21];
+		snprintf(serial, sizeof serial, "vixen-%u", i);
+		ret = board_disk(vm->board, vm->disk[i], serial, e);
+	}
+	for (unsigned i = 0; i < c->nnets && !ret; i++)
+		ret = board_net_user(vm->board, c->net[i].forward, (int)c->net[i].nforwards, e);
+	return ret ? ret : board_boot(vm->board, &files, e);
+}
+
+static size_t console_to_board(void *opaque, const uint8_t *bytes, size_t n)
+{
+	return board_console_input(((struct vm *)opaque)->board, bytes, n);
+}
+
+static void on_flushed(void *opaque, int ret)
+{
+	struct vm *vm = opaque;
+	if (ret < 0 && ret != -EROFS)
+		fprintf(stderr, "vixen: flush a disk failed: %s; check the file system that holds the image\n",
+			strerror(-ret));
+	vm->flushes--;
+	loop_stop(vm->loop);
+}
+
+/* What the guest wrote reaches the host's disk before we end. */
+static void disks_flush(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->config->ndisks; i++) {
+		if (!vm->disk[i] || block_readonly(vm->disk[i]) || vm->config->disk[i].ephemeral)
+			continue;
+		vm->flushes++;
+		block_flush(vm->disk[i], on_flushed, vm);
+	}
+	while (vm->flushes && !loop_run(vm->loop))
+		;
+}
+
+int vm_new(struct vm **out, const struct vm_config *c, int console_fd, struct error *e)
+{
+	struct vm *vm = calloc(1, sizeof *vm);
+	int ret;
+	if (!vm)
+		return error_set(e, ENOMEM, NULL, "start the VM", "out of memory");
+	vm->config = c;
+	vm->console_file = vm->signals = -1;
+	if (!(vm->loop = loop_new())) {
+		ret = error_errno(e, errno, "raise the limit on open files", "make an event loop");
+		goto fail;
+	}
+	if ((ret = engine_choose(&vm->engine, c->engine, e)) || (ret = signals_init(vm, e)) ||
+	    (ret = console_init(vm, console_fd, e)) || (ret = disks_open(vm, e)) || (ret = board_build(vm, e)))
+		goto fail;
+	*out = vm;
+	return 0;
+fail:
+	vm_free(vm);
+	return ret;
+}
+
+static int exit_code(struct vm *vm, enum board_end end, struct error *e)
+{
+	switch (end) {
+	case BOARD_POWER_OFF:
+	case BOARD_RESET: return VM_EXIT_OFF;
+	case BOARD_STOPPED: return VM_EXIT_INTERRUPTED;
+	case BOARD_CRASHED:
+		error_set(e, EFAULT, "look at the guest's last console output", "run the guest",
+			  "a CPU shut down on a triple fault");
+		return VM_EXIT_CRASHED;
+	case BOARD_FAILED: break;
+	}
+	return VM_EXIT_FAILED;
+}
+
+int vm_run(struct vm *vm, struct error *e)
+{
+	enum board_end end = BOARD_STOPPED;
+	int ret = 0;
+	for (;;) {
+		console_connect(vm->console, console_to_board, vm);
+		if (!vm->interrupted)
+			end = board_run(vm->board, e);
+		console_connect(vm->console, NULL, NULL);
+		if (end != BOARD_RESET || vm->config->no_reboot || vm->interrupted)
+			break;
+		board_free(vm->board);
+		vm->board = NULL;
+		if ((ret = board_build(vm, e)))
+			break;
+	}
+	disks_flush(vm);
+	console_drain(vm->console);
+	return ret ? VM_EXIT_FAILED : vm->interrupted ? VM_EXIT_INTERRUPTED : exit_code(vm, end, e);
+}
+
+void vm_free(struct vm *vm)
+{
+	if (!vm)
+		return;
+	board_free(vm->board);
+	for (unsigned i = 0; i < VM_DISKS_MAX; i++)
+		block_close(vm->disk[i]);
+	console_free(vm->console);
+	if (vm->signal_watch)
+		loop_fd_del(vm->signal_watch);
+	if (vm->signals >= 0)
+		close(vm->signals);
+	if (vm->console_file >= 0)
+		close(vm->console_file);
+	if (vm->loop)
+		loop_free(vm->loop);
+	free(vm);
+}

@@ -1,0 +1,159 @@
+#include "vmm/vm_config.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const console_names[VM_CONSOLE_KINDS] = { "stdio", "none", "file" };
+
+static json_t *encode_disks(const struct vm_config *c)
+{
+	json_t *list = json_array();
+	for (unsigned i = 0; i < c->ndisks; i++) {
+		const struct vm_disk *d = &c->disk[i];
+		json_array_append_new(list, json_pack("{s:s, s:s*, s:b, s:b}", "path", d->path, "format",
+						      d->format, "readonly", d->readonly, "ephemeral",
+						      d->ephemeral));
+	}
+	return list;
+}
+
+static json_t *encode_nets(const struct vm_config *c)
+{
+	json_t *list = json_array();
+	for (unsigned i = 0; i < c->nnets; i++) {
+		json_t *forwards = json_array();
+		for (unsigned j = 0; j < c->net[i].nforwards; j++) {
+			const struct net_forward *f = &c->net[i].forward[j];
+			json_array_append_new(forwards,
+					      json_pack("{s:b, s:s, s:i, s:i}", "udp", f->udp, "host_addr", f->host_addr,
+							"host_port", f->host_port, "guest_port", f->guest_port));
+		}
+		json_array_append_new(list, json_pack("{s:s, s:o}", "mode", "user", "forwards", forwards));
+	}
+	return list;
+}
+
+char *vm_config_encode(const struct vm_config *c)
+{
+	json_t *root = json_pack("{s:s*, s:s, s:s*, s:s*, s:s*, s:s, s:s, s:s*, s:i, s:I, s:b, s:b, s:o, s:o}",
+				 "name", c->name, "engine", c->engine, "cpu_model", c->cpu_model,
+				 "kernel", c->kernel, "initrd", c->initrd, "append", c->append,
+				 "console", console_names[c->console], "console_path", c->console_path,
+				 "cpus", (int)c->cpus, "memory_bytes", (json_int_t)c->memory_bytes,
+				 "no_reboot", c->no_reboot, "interpret_only", c->interpret_only,
+				 "disks", encode_disks(c), "nets", encode_nets(c));
+	char *out = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
+	json_decref(root);
+	return out;
+}
+
+static int refuse(struct error *e, const char *why)
+{
+	return error_set(e, EINVAL, "start it through vixen run", "read the VM's configuration", "%s", why);
+}
+
+static int decode_disk(struct vm_disk *d, json_t *j, struct error *e)
+{
+	int readonly = 0, ephemeral = 0;
+	if (json_unpack(j, "{s:s, s?s, s?b, s?b}", "path", &d->path, "format", &d->format, "readonly", &readonly,
+			"ephemeral", &ephemeral))
+		return refuse(e, "a disk has no path, or a field of the wrong type");
+	d->readonly = readonly;
+	d->ephemeral = ephemeral;
+	return 0;
+}
+
+static int decode_forward(struct net_forward *f, json_t *j, struct error *e)
+{
+	int udp = 0, host = 0, guest = 0;
+	const char *addr = NULL;
+	if (json_unpack(j, "{s:b, s:s, s:i, s:i}", "udp", &udp, "host_addr", &addr, "host_port", &host, "guest_port",
+			&guest) || strlen(addr) >= sizeof f->host_addr || host < 1 || host > 65535 || guest < 1 ||
+	    guest > 65535)
+		return refuse(e, "a port forward is malformed");
+	*f = (struct net_forward){ .udp = udp, .host_port = (uint16_t)host, .guest_port = (uint16_t)guest };
+	strcpy(f->host_addr, addr);
+	return 0;
+}
+
+static int decode_net(struct vm_net *n, json_t *j, struct error *e)
+{
+	json_t *forwards = json_object_get(j, "forwards"), *one;
+	size_t i;
+	if (json_array_size(forwards) > VM_FORWARDS_MAX)
+		return refuse(e, "too many port forwards");
+	json_array_foreach(forwards, i, one) {
+		int ret = decode_forward(&n->forward[n->nforwards++], one, e);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+static int decode_lists(struct vm_config *c, json_t *disks, json_t *nets, struct error *e)
+{
+	json_t *one;
+	size_t i;
+	int ret;
+	if (json_array_size(disks) > VM_DISKS_MAX || json_array_size(nets) > VM_NETS_MAX)
+		return refuse(e, "too many disks or network cards");
+	json_array_foreach(disks, i, one) {
+		if ((ret = decode_disk(&c->disk[c->ndisks++], one, e)))
+			return ret;
+	}
+	json_array_foreach(nets, i, one) {
+		if ((ret = decode_net(&c->net[c->nnets++], one, e)))
+			return ret;
+	}
+	return 0;
+}
+
+static int decode_console(struct vm_config *c, const char *name, struct error *e)
+{
+	for (int i = 0; i < VM_CONSOLE_KINDS; i++) {
+		if (!strcmp(name, console_names[i])) {
+			c->console = (enum vm_console)i;
+			return c->console == VM_CONSOLE_FILE && !c->console_path ? refuse(e, "the console has no file") : 0;
+		}
+	}
+	return refuse(e, "the console is of an unknown kind");
+}
+
+int vm_config_decode(struct vm_config *c, const char *json, size_t len, struct error *e)
+{
+	json_error_t je;
+	json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES, &je), *disks = NULL, *nets = NULL;
+	json_int_t memory = 0;
+	int cpus = 0, no_reboot = 0, interpret_only = 0, ret;
+	const char *console = "";
+	*c = (struct vm_config){ .owner = root };
+	if (!root)
+		return refuse(e, je.text);
+	if (json_unpack_ex(root, &je, 0, "{s?s, s:s, s?s, s?s, s?s, s:s, s:s, s?s, s:i, s:I, s?b, s?b, s:o, s:o}",
+			   "name", &c->name, "engine", &c->engine, "cpu_model", &c->cpu_model, "kernel", &c->kernel,
+			   "initrd", &c->initrd, "append", &c->append, "console", &console, "console_path",
+			   &c->console_path, "cpus", &cpus, "memory_bytes", &memory, "no_reboot", &no_reboot,
+			   "interpret_only", &interpret_only, "disks", &disks, "nets", &nets))
+		ret = refuse(e, je.text);
+	else if (cpus < 1 || cpus > VM_CPUS_MAX)
+		ret = refuse(e, "the number of CPUs is not in 1..16");
+	else if (memory < (json_int_t)VM_MEMORY_MIN || memory % 4096)
+		ret = refuse(e, "the memory size is under 64 MiB or no multiple of 4 KiB");
+	else if (!(ret = decode_console(c, console, e)))
+		ret = decode_lists(c, disks, nets, e);
+	c->cpus = (unsigned)cpus;
+	c->memory_bytes = (uint64_t)memory;
+	c->no_reboot = no_reboot;
+	c->interpret_only = interpret_only;
+	if (ret)
+		vm_config_fini(c);
+	return ret;
+}
+
+void vm_config_fini(struct vm_config *c)
+{
+	json_decref(c->owner);
+	*c = (struct vm_config){ 0 };
+}

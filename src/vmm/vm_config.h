@@ -1,0 +1,56 @@
+/*
+ * What one VM is made of, as `vixen run` asks for it: plain data, and its JSON form.
+ *
+ * The JSON goes over an inherited file descriptor to vixen-vmm. Strings belong to whoever filled the struct
+ * in; after vm_config_decode() they belong to `owner`.
+ */
+#ifndef VIXEN_VMM_VM_CONFIG_H
+#define VIXEN_VMM_VM_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "net/port.h"
+
+#define VM_DISKS_MAX 16
+#define VM_NETS_MAX 8
+#define VM_FORWARDS_MAX 32
+#define VM_CPUS_MAX 16
+#define VM_MEMORY_MIN (64ull << 20)
+
+enum vm_console { VM_CONSOLE_STDIO, VM_CONSOLE_NONE, VM_CONSOLE_FILE, VM_CONSOLE_KINDS };
+
+struct vm_disk {
+	const char *path, *format;	/* format NULL: probe */
+	bool readonly, ephemeral;
+};
+struct vm_net {
+	unsigned nforwards;
+	struct net_forward forward[VM_FORWARDS_MAX];
+};
+
+struct vm_config {
+	const char *name;		/* may be NULL, as all strings below but engine and append */
+	const char *engine;		/* "auto", "soft", "kvm" */
+	const char *cpu_model;
+	const char *kernel, *initrd, *append;
+	const char *console_path;
+	enum vm_console console;
+	unsigned cpus;
+	uint64_t memory_bytes;
+	bool no_reboot, interpret_only;
+	unsigned ndisks, nnets;
+	struct vm_disk disk[VM_DISKS_MAX];
+	struct vm_net net[VM_NETS_MAX];
+	void *owner;
+};
+
+/* To be freed with free(); NULL when memory is short. */
+char *vm_config_encode(const struct vm_config *c);
+/* Checks all that can be checked without opening files. */
+int vm_config_decode(struct vm_config *c, const char *json, size_t len, struct error *e);
+void vm_config_fini(struct vm_config *c);	/* after vm_config_decode() */
+
+#endif
