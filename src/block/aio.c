@@ -22,7 +22,7 @@ int aio_new(struct aio **out, struct loop *l, bool no_io_uring, struct error *e)
 		a->ops = &uring_ops;
 		ret = uring_new(&a->impl, a, l);
 	}
-	if (ret < 0) {		/* not compiled into the kernel, forbidden by sysctl or seccomp, no locked memory left */
+	if (ret < 0) {		/* not in this kernel, forbidden by sysctl or seccomp, no locked memory left */
 		a->ops = &pool_ops;
 		ret = pool_new(&a->impl, a, l);
 	}

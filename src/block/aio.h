@@ -51,7 +51,7 @@ unsigned aio_in_flight(const struct aio *a);
 
 /* For back ends. */
 struct aio_ops {
-	void (*submit)(void *impl, struct aio_req *r);	/* later: impl calls aio_complete() on the loop thread */
+	void (*submit)(void *impl, struct aio_req *r);	/* later: aio_complete() on the loop thread */
 	void (*flush)(void *impl);			/* end of a plug */
 	void (*wait)(void *impl);
 	void (*free)(void *impl);

@@ -119,7 +119,8 @@ static void transfer(struct block *b, enum kind kind, uint64_t offset, const str
 	if (!r)
 		return;
 	if (b->overlay) {
-		(kind == READ ? overlay_read : overlay_write)(b->overlay, offset, iov, iovcnt, request_done, r);
+		(kind == READ ? overlay_read : overlay_write)(b->overlay, offset, iov, iovcnt,
+								   request_done, r);
 		return;
 	}
 	r->aio.op = kind == READ ? AIO_READV : AIO_WRITEV;

@@ -35,11 +35,14 @@ bool block_readonly(const struct block *b);
 bool block_can_discard(const struct block *b);
 
 /* offset and total length are multiples of 512 and inside block_size(), or -EINVAL through done. */
-void block_readv(struct block *b, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done, void *opaque);
-void block_writev(struct block *b, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done, void *opaque);
+void block_readv(struct block *b, uint64_t offset, const struct iovec *iov, int iovcnt,
+		 block_done_fn *done, void *opaque);
+void block_writev(struct block *b, uint64_t offset, const struct iovec *iov, int iovcnt,
+		 block_done_fn *done, void *opaque);
 void block_flush(struct block *b, block_done_fn *done, void *opaque);
 void block_discard(struct block *b, uint64_t offset, uint64_t len, block_done_fn *done, void *opaque);
-void block_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may_unmap, block_done_fn *done, void *opaque);
+void block_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may_unmap,
+			block_done_fn *done, void *opaque);
 
 /* Between plug and unplug requests are gathered and handed to the host together; pairs nest.
  * `done` may run inside any of these functions, also before it returns. */

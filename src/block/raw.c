@@ -36,8 +36,8 @@ static int lock_file(int fd, const char *path, unsigned flags, struct error *e)
 		return 0;
 	snprintf(what, sizeof(what), "open disk '%.150s'", path);
 	if (errno == EAGAIN || errno == EACCES)
-		return error_set(e, EBUSY, "stop the other VM first, or give this one a copy of the image", what,
-				 "image is in use by another VM");
+		return error_set(e, EBUSY, "stop the other VM first, or give this one a copy of the image",
+				 what, "image is in use by another VM");
 	return error_errno(e, errno, "put the image on a file system with locks", "lock disk '%s'", path);
 }
 
@@ -55,13 +55,15 @@ static int measure(struct block *b, const char *path, struct error *e)
 	} else if (S_ISREG(st.st_mode)) {
 		b->size_bytes = (uint64_t)st.st_size;
 	} else {
-		return error_set(e, EINVAL, "give a disk image", what, "it is neither a file nor a block device");
+		return error_set(e, EINVAL, "give a disk image", what,
+				 "it is neither a file nor a block device");
 	}
 	if (!b->size_bytes)
-		return error_set(e, EINVAL, "make it larger: truncate -s 8G FILE", what, "the image is empty");
+		return error_set(e, EINVAL, "make it larger: truncate -s 8G FILE", what,
+				 "the image is empty");
 	if (b->size_bytes % SECTOR)
-		return error_set(e, EINVAL, "is it a disk image? if so, round it up: truncate -s %512 FILE", what,
-				 "its size of %llu bytes is not a multiple of 512",
+		return error_set(e, EINVAL, "is it a disk image? if so, round it up: truncate -s %512 FILE",
+				 what, "its size of %llu bytes is not a multiple of 512",
 				 (unsigned long long)b->size_bytes);
 	return 0;
 }
@@ -82,8 +84,8 @@ static int probe(struct block *b, const char *path, const char *format, struct e
 	if (pread(b->fd, magic, sizeof(magic), 0) != sizeof(magic))
 		return error_errno(e, errno ? errno : EIO, NULL, "read disk '%s'", path);
 	if (!memcmp(magic, "QFI\xfb", 4))
-		return error_set(e, EINVAL, "convert it with qemu-img convert -O raw, or add ,format=raw if the "
-				 "guest itself shall see the qcow2 file as its disk", what,
+		return error_set(e, EINVAL, "convert it with qemu-img convert -O raw, or add ,format=raw if "
+				 "the guest itself shall see the qcow2 file as its disk", what,
 				 "it is a qcow2 image, not a raw one");
 	return 0;
 }

@@ -135,7 +135,8 @@ static bool ops_supported(struct io_uring *ring)
 	bool good = p && io_uring_opcode_supported(p, IORING_OP_READV) &&
 		    io_uring_opcode_supported(p, IORING_OP_WRITEV) &&
 		    io_uring_opcode_supported(p, IORING_OP_FSYNC) &&
-		    io_uring_opcode_supported(p, IORING_OP_FALLOCATE) && (ring->features & IORING_FEAT_NODROP);
+		    io_uring_opcode_supported(p, IORING_OP_FALLOCATE) &&
+		    (ring->features & IORING_FEAT_NODROP);
 
 	io_uring_free_probe(p);
 	return good;

@@ -367,7 +367,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_io_uring), T(test_threads), T(test_ephemeral), T(test_ephemeral_threads),
 		T(test_ephemeral_concurrent), T(test_locks), T(test_refused), T(test_readonly_and_bounds),
-		T(test_no_space_threads), T(test_truncated_under_us), T(test_discard_frees), T(test_close_waits),
+		T(test_no_space_threads), T(test_truncated_under_us), T(test_discard_frees),
+		T(test_close_waits),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -29,7 +29,7 @@ struct bench {			/* a board with nothing but a bus */
 void bench_init(struct bench *b);
 void bench_run(struct bench *b);	/* assigns BARs, starts the loop thread */
 void bench_stop(struct bench *b);
-void bench_fini(struct bench *b);	/* stops, frees the bus (and its devices), then the rest but not the loop */
+void bench_fini(struct bench *b);	/* stops; frees the bus and its devices */
 void bench_free(struct bench *b);	/* loop and map */
 uint64_t bench_alloc(struct bench *b, uint64_t bytes);
 uint32_t cfg_read(struct bench *b, unsigned slot, unsigned offset, unsigned size);

@@ -42,7 +42,8 @@ static int disk_setup_flags(void **state, unsigned flags)
 	close(fd);
 	bench_init(&k->b);
 	assert_int_equal(block_open(&k->block, k->b.loop, k->path, NULL, flags, &e), 0);
-	assert_int_equal(virtio_blk_new(&k->blk, k->b.bus, k->b.map, k->b.loop, k->block, "serial-1", 2, &e), 0);
+	assert_int_equal(virtio_blk_new(&k->blk, k->b.bus, k->b.map, k->b.loop, k->block, "serial-1", 2, &e),
+			 0);
 	bench_run(&k->b);
 	drv_find(&k->d, &k->b, virtio_blk_slot(k->blk));
 	k->header = bench_alloc(&k->b, 4096);
@@ -148,7 +149,8 @@ static void test_bad_requests(void **state)
 
 	drv_start(&k->d, ALL);
 	assert_int_equal(disk_do(k, 0, 77, 0, 512, false, NULL), VIRTIO_BLK_S_UNSUPP);
-	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_IN, DISK_BYTES / 512, 512, true, NULL), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_IN, DISK_BYTES / 512, 512, true, NULL),
+			 VIRTIO_BLK_S_IOERR);
 	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_IN, ~0ull, 512, true, NULL), VIRTIO_BLK_S_IOERR);
 	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_OUT, 0, 100, false, NULL), VIRTIO_BLK_S_IOERR);
 	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_IN, 0, 512, true, NULL), VIRTIO_BLK_S_OK);

@@ -213,7 +213,7 @@ static void insn_misc(struct program *p)
 {
 	unsigned r = reg_any(p), k;
 
-	switch (rnd(p) % 14) {
+	switch (rnd(p) % 17) {
 	case 0: modrm_insn(p, 0, 0xc1, (int)(rnd(p) % 8 == 6 ? 4 : rnd(p) % 6), false, 1, true, 0); define_flags(p); break;
 	case 1: modrm_insn(p, 0, 0xd3, 4 + 3 * (int)(rnd(p) & 1), false, 0, true, 0); define_flags(p); break;
 	case 2: modrm_insn(p, 1, 0xaf, -1, false, 0, true, 0); define_flags(p); break;
@@ -239,6 +239,20 @@ static void insn_misc(struct program *p)
 		put(p, 0x48 | (k >> 3)), put(p, 0xf7), put(p, 0xf0 | (k & 7));
 		define_flags(p);
 		break;
+	case 13: case 14: /* rep movs, rep stos: across pages now and then */
+		mov_imm(p, REG_RSI, DATA + rnd(p) % 0x2000);
+		mov_imm(p, REG_RDI, DATA + rnd(p) % 0x2000);
+		mov_imm(p, REG_RCX, rnd(p) % 8 ? rnd(p) % 300 : 0);
+		k = rnd(p) % 4;
+		if (k == 1)
+			put(p, 0x66);
+		if (rnd(p) % 4)
+			put(p, 0xf3);
+		if (k == 2)
+			put(p, 0x48);
+		put(p, (rnd(p) & 1 ? 0xa4 : 0xaa) | (k > 0));
+		break;
+	case 15: put(p, rnd(p) & 1 ? 0xfa : 0xfc); break;
 	default: /* pushfq; pop r */
 		put(p, 0x9c);
 		put(p, 0x40 | (r >> 3)), put(p, 0x58 | (r & 7));

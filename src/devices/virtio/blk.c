@@ -305,13 +305,14 @@ static void blk_free(void *opaque)
 }
 
 static const struct virtio_class blk_class = {
-	.name = "virtio-blk", .id = VIRTIO_ID_BLOCK, .class_code = 0x010000, .kick = blk_kick, .free = blk_free,
+	.name = "virtio-blk", .id = VIRTIO_ID_BLOCK, .class_code = 0x010000,
+	.kick = blk_kick, .free = blk_free,
 };
 
 static uint64_t features(const struct block *b, unsigned queues)
 {
-	uint64_t f = 1ull << VIRTIO_BLK_F_SEG_MAX | 1ull << VIRTIO_BLK_F_BLK_SIZE | 1ull << VIRTIO_BLK_F_FLUSH |
-		     1ull << VIRTIO_BLK_F_CONFIG_WCE | 1ull << VIRTIO_BLK_F_TOPOLOGY |
+	uint64_t f = 1ull << VIRTIO_BLK_F_SEG_MAX | 1ull << VIRTIO_BLK_F_BLK_SIZE |
+		     1ull << VIRTIO_BLK_F_FLUSH | 1ull << VIRTIO_BLK_F_CONFIG_WCE | 1ull << VIRTIO_BLK_F_TOPOLOGY |
 		     1ull << VIRTIO_BLK_F_GEOMETRY;
 
 	if (queues > 1)

@@ -1,7 +1,7 @@
 /*
  * virtio-net (virtio 1.2, 5.1): one pair of queues and a control queue.
  *
- *   queue 0  receive    in:  { virtio_net_hdr, num_buffers u16 | frame }   one or, if mergeable, several buffers
+ *   queue 0  receive    in:  { virtio_net_hdr, num_buffers u16 | frame }   mergeable: or several buffers
  *   queue 1  transmit   out: { virtio_net_hdr, num_buffers u16 | frame }
  *   queue 2  control    out: { class u8 | command u8 | data }  in: { ack u8 }
  */
@@ -312,7 +312,7 @@ static void net_save(void *opaque, struct stream *s)
 
 static int net_load(void *opaque, struct stream *s)
 {
-	/* A restored card starts promiscuous, which passes a superset; the driver's next command narrows it. */
+	/* A restored card starts promiscuous, which passes a superset; the next command narrows it. */
 	stream_get_u8(s);
 	return 0;
 }

@@ -126,7 +126,8 @@ static void status_write(struct virtio *v, uint8_t value)
 		device_reset(v);
 		return;
 	}
-	if (!(old & VIRTIO_CONFIG_S_FEATURES_OK) && (value & VIRTIO_CONFIG_S_FEATURES_OK) && !features_good(v))
+	if (!(old & VIRTIO_CONFIG_S_FEATURES_OK) && (value & VIRTIO_CONFIG_S_FEATURES_OK) &&
+	    !features_good(v))
 		value &= (uint8_t)~VIRTIO_CONFIG_S_FEATURES_OK;
 	if (!((old | value) & VIRTIO_CONFIG_S_FEATURES_OK))
 		value &= (uint8_t)~VIRTIO_CONFIG_S_DRIVER_OK;
@@ -356,8 +357,8 @@ static bool device_idle(void *opaque)
 }
 
 const struct pci_hooks transport_hooks = {
-	.reset = bus_reset, .idle = device_idle, .save = device_save, .load = device_load, .free = device_free,
-	.bar_moved = bar_moved, .config_reading = access_read,
+	.reset = bus_reset, .idle = device_idle, .save = device_save, .load = device_load,
+	.free = device_free, .bar_moved = bar_moved, .config_reading = access_read,
 };
 
 /* struct virtio_pci_cap without its first two bytes; extra is the notify multiplier or the access data. */

@@ -25,8 +25,8 @@ void doorbell_ring(struct vq *q)
 {
 	uint64_t one = 1;
 
-	/* The exchange is a full barrier: whoever finds the flag set knows that the loop will still clear it and
-	 * then look at the ring, which holds what the driver wrote before this doorbell. */
+	/* The exchange is a full barrier: whoever finds the flag set knows that the loop will still clear it
+	 * and then look at the ring, which holds what the driver wrote before this doorbell. */
 	if (!atomic_exchange(&q->kicked, true) && write(q->eventfd, &one, sizeof(one)) < 0)
 		ASSERT(errno == EAGAIN);
 }

@@ -32,7 +32,7 @@ struct virtio_class {
 	void (*start)(void *opaque);
 	void (*kick)(void *opaque, unsigned queue);	/* there may be something to pop */
 	void (*stop)(void *opaque);	/* forget the queues; requests under way still complete */
-	void (*config_written)(void *opaque, unsigned offset, unsigned len);	/* vCPU thread, v->lock held */
+	void (*config_written)(void *opaque, unsigned offset, unsigned len);	/* vCPU, v->lock held */
 	void (*save)(void *opaque, struct stream *s);
 	int  (*load)(void *opaque, struct stream *s);
 	void (*free)(void *opaque);	/* the loop has ended */
@@ -55,7 +55,7 @@ struct map *virtio_map(const struct virtio *v);
 /* Loop thread. */
 struct virtq *virtio_queue(struct virtio *v, unsigned i);
 bool virtio_has(const struct virtio *v, unsigned feature);	/* negotiated */
-void virtio_signal(struct virtio *v, unsigned queue);	/* publish; interrupt if wanted; notice a broken ring */
+void virtio_signal(struct virtio *v, unsigned queue);	/* publish, interrupt, notice a broken ring */
 void virtio_again(struct virtio *v, unsigned queue);	/* kick() again after other events had their turn */
 void virtio_get(struct virtio *v);	/* a request is under way: a reset waits for virtio_put() */
 void virtio_put(struct virtio *v);

@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cpu/model.h"
 #include "cpu/optable.h"
@@ -120,6 +121,32 @@ static uint64_t code_linear(const struct vcpu *v)
 	return (uint32_t)(v->s.seg[SEG_CS].base + v->s.rip);
 }
 
+/* 64-bit code that crosses from one page of memory into the next, the common case of decode_slow(). */
+static bool decode_crossing(struct vcpu *v, struct decoded *d)
+{
+	uint64_t va = v->s.rip, next = (va | ~GUEST_PAGE_MASK) + 1;
+	unsigned n = (unsigned)(next - va), max = 15;
+	uint8_t bytes[15];
+	struct page_info pi;
+
+	if (v->insn_mode != INSN_64 || n >= max || !va_canonical(v, va) || !va_canonical(v, next))
+		return false;
+	pi = map_page(v->en->map, mem_fetch_gpa(v, va));
+	if (!pi.ro_hva)
+		return false;
+	memcpy(bytes, pi.ro_hva + (va & ~GUEST_PAGE_MASK), n);
+	if (insn_decode(&d->in, bytes, n, INSN_64) != DECODE_SHORT)
+		return false;
+	pi = map_page(v->en->map, mem_fetch_gpa(v, next));
+	if (!pi.ro_hva)
+		return false;
+	memcpy(bytes + n, pi.ro_hva, max - n);
+	if (insn_decode(&d->in, bytes, max, INSN_64) != DECODE_OK)
+		return false;
+	decoded_fill(v, d);
+	return true;
+}
+
 /* Decodes the instruction at RIP byte by byte: across pages, near the limit, from devices. */
 static struct decoded *decode_slow(struct vcpu *v)
 {
@@ -127,6 +154,8 @@ static struct decoded *decode_slow(struct vcpu *v)
 	uint8_t bytes[15];
 	uint64_t page = ~0ull, gpa = 0, limit = v->insn_mode == INSN_64 ? ~0ull : v->s.seg[SEG_CS].limit;
 
+	if (decode_crossing(v, d))
+		return d;
 	for (unsigned n = 0; n < sizeof(bytes); n++) {
 		uint64_t off = v->s.rip + n, va = code_linear(v) + n;
 		enum decode_result r;
@@ -155,7 +184,7 @@ static struct decoded *decode_slow(struct vcpu *v)
 
 static struct block *block_slot(struct interp *ip, uint64_t gpa, unsigned mode)
 {
-	return &ip->blocks[((gpa ^ gpa >> 13) * 4 + mode) & ((1u << BLOCK_BITS) - 1)];
+	return &ip->blocks[(gpa ^ gpa >> BLOCK_BITS ^ mode * 0x1357) & ((1u << BLOCK_BITS) - 1)];
 }
 
 /* Decodes a run from `bytes`; 0 instructions when already the first crosses the page. */

@@ -37,14 +37,14 @@ struct block {
 	struct decoded *insns;
 };
 
-#define JUMP_BITS 12
+#define JUMP_BITS 13
 struct jump_entry { uint64_t rip, gpa; struct block *block; uint32_t epoch, key; };
 
 /* Translations of code pages; bit 0 of tag: CPL 3. */
 #define FETCH_ENTRIES 256
 struct fetch_entry { uint64_t tag, gpa; uint32_t epoch; };
 
-#define BLOCK_BITS 14
+#define BLOCK_BITS 15
 #define ARENA_INSNS (1u << 17)
 
 struct interp {

@@ -31,7 +31,10 @@ static bool decode_at(const uint8_t *page, unsigned offset, struct insn *in)
 static bool insn_is_last(const struct insn *in)
 {
 	switch (in->row->trans) {
-	case TRANS_BRANCH: case TRANS_CALL: case TRANS_RET: case TRANS_SYSTEM: case TRANS_STRING: return true;
+	case TRANS_BRANCH: case TRANS_CALL: case TRANS_RET: case TRANS_SYSTEM:
+		return in->op != X86_CLI && in->op != X86_CLD;
+	case TRANS_STRING:
+		return in->op != X86_MOVS && in->op != X86_STOS;
 	default: return false;
 	}
 }

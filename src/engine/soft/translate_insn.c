@@ -388,6 +388,52 @@ static enum insn_result div_translate(struct block_build *b, struct block_insn *
 	return INSN_NEXT;
 }
 
+/* --- system flags --- */
+
+/* PUSHFQ: what RFLAGS the guest would see, RF and VM clear. The stack is checked first. */
+static enum insn_result pushf_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	struct host_mem m;
+
+	if (bi->in.opsize != 8)
+		return INSN_STEP;
+	m = stack_translate(b, bi, -8, 8, true);
+	emit_flags_save(e);
+	emit_store(e, H_RAX, hm_gs(OFF_HOT(save_value)));
+	emit_store(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
+	emit_op_mem(e, false, 0x8b, H_T0, hm_gs(offsetof(struct vcpu, s.rflags)));
+	e3(e, 0x41, 0x81, 0xe6), e_u32(e, ~(FLAGS_ARITH | FLAG_RF | FLAG_VM));	/* and t0d, .. */
+	emit_op_mem(e, false, 0x8b, H_RAX, hm_gs(OFF_HOT(save_flags)));
+	emit_op_reg(e, false, 0x89, H_RAX, H_RCX);		/* mov ecx, eax */
+	e3(e, 0x0f, 0xb6, 0xcd);				/* movzx ecx, ch: SF..CF of LAHF */
+	e2(e, 0x81, 0xe1), e_u32(e, FLAGS_ARITH & 0xff);	/* and ecx */
+	e3(e, 0x0f, 0xb6, 0xc0);				/* movzx eax, al: OF */
+	e3(e, 0xc1, 0xe0, 11);					/* shl eax, 11 */
+	emit_op_reg(e, false, 0x09, H_RAX, H_RCX);		/* or ecx, eax */
+	emit_op_reg(e, false, 0x09, H_RCX, H_T0);		/* or t0d, ecx */
+	emit_load(e, H_RAX, hm_gs(OFF_HOT(save_value)));
+	emit_load(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
+	emit_store(e, H_T0, m);
+	emit_lea(e, H_R13, hm_base(H_R13, -8));
+	emit_flags_restore(e);
+	return INSN_NEXT;
+}
+
+/* CLI, CLD: clears one bit of s.rflags. */
+static enum insn_result flag_clear(struct block_build *b, struct block_insn *bi, uint32_t flag)
+{
+	bool live = bi->live_out & FLAGS_ARITH;
+
+	if (live)
+		emit_flags_save(&b->e);
+	emit_op_mem(&b->e, false, 0x81, 4, hm_gs(offsetof(struct vcpu, s.rflags)));
+	e_u32(&b->e, ~flag);
+	if (live)
+		emit_flags_restore(&b->e);
+	return INSN_NEXT;
+}
+
 /* --- which instructions --- */
 
 static void fpu_check(struct block_build *b, struct block_insn *bi)
@@ -489,11 +535,13 @@ enum insn_result insn_translate(struct block_build *b, struct block_insn *bi)
 	case X86_DIV: case X86_IDIV:
 		return div_translate(b, bi);
 	case X86_CLD:
-		if (bi->live_in & FLAGS_ARITH)
-			return INSN_STEP;
-		emit_op_mem(&b->e, false, 0x81, 4, hm_gs(offsetof(struct vcpu, s.rflags)));
-		e_u32(&b->e, ~FLAG_DF);
-		return INSN_NEXT;
+		return flag_clear(b, bi, FLAG_DF);
+	case X86_CLI:
+		return b->tlb_mode == TLB_USER ? INSN_STEP : flag_clear(b, bi, FLAG_IF);
+	case X86_PUSHF:
+		return pushf_translate(b, bi);
+	case X86_MOVS: case X86_STOS:
+		return string_translate(b, bi);
 	default:
 		break;
 	}

@@ -170,3 +170,30 @@ void emit_flags_restore(struct emitter *e)
 	e1(e, 0x9e);				/* sahf */
 	emit_load(e, H_RAX, hm_gs(OFF_HOT(save_rax)));
 }
+
+/* A stub that interprets the instruction, its flags restored from where they were saved. */
+static void step_if(struct block_build *b, struct block_insn *bi, unsigned cc)
+{
+	block_stub(b, STUB_STEP, emit_jcc(&b->e, cc), bi->offset)->flags_saved = true;
+}
+
+/* Two compares, not one: T0 - tag + length could wrap to something small. */
+void mem_check_run(struct block_build *b, struct block_insn *bi, unsigned size, bool repeated, bool write)
+{
+	struct emitter *e = &b->e;
+	unsigned shift = (unsigned)__builtin_ctz(size);
+	uint64_t tag = write ? OFF_TLB(b->tlb_mode, tag_write) : OFF_TLB(b->tlb_mode, tag_read);
+
+	emit_op_reg(e, false, 0x89, H_T0, H_T1);
+	e2(e, 0x41, 0xc1), e2(e, 0xef, 7);
+	e3(e, 0x41, 0x81, 0xe7), e_u32(e, (TLB_ENTRIES - 1) * 32);
+	emit_op_mem(e, true, 0x2b, H_T0, gs_tlb(b, tag));
+	e3(e, 0x49, 0x81, 0xfe), e_u32(e, GUEST_PAGE_SIZE - size);	/* cmp t0, last element */
+	step_if(b, bi, CC_A);
+	if (repeated) {
+		emit_lea(e, H_T0, (struct host_mem){ H_T0, H_RCX, (uint8_t)shift, false, 0 });
+		e3(e, 0x49, 0x81, 0xfe), e_u32(e, GUEST_PAGE_SIZE);
+		step_if(b, bi, CC_A);
+	}
+	emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+}

@@ -175,7 +175,12 @@ void jump_to_offset(struct block_build *b, int64_t target, bool poll, bool flags
 void jump_indirect(struct block_build *b);
 void emit_page_address(struct block_build *b, unsigned reg, int64_t offset);
 
+/* --- translate_string.c --- */
+enum insn_result string_translate(struct block_build *b, struct block_insn *bi);
+
 /* --- translate_memory.c --- */
+/* T0: linear address; n bytes from it, n in RCX elements of `size` bytes or one. Leaves the host's addend in T1. */
+void mem_check_run(struct block_build *b, struct block_insn *bi, unsigned size, bool repeated, bool write);
 /* Checks the access and leaves a host operand. A miss comes back to where this was called: only T0 and T1 may have
  * been lost by then. T0 or T1 that is not part of it is in *spare. */
 struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write,
