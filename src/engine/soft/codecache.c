@@ -42,7 +42,7 @@ bool cache_room(struct vcpu *v)
 {
 	struct trans_vcpu *t = trans_of(v);
 
-	return t->used + EMIT_SLACK <= t->mem.size_bytes && t->block_count + 1 < TBLOCK_MAX;
+	return t->used + EMIT_SLACK <= t->mem.size_bytes && t->block_count + 2 < TBLOCK_MAX;
 }
 
 struct tblock *cache_add(struct vcpu *v, uint32_t ram_page, uint64_t gpa, unsigned mode, uint32_t version)
@@ -82,6 +82,8 @@ void cache_drop_page(struct vcpu *v, uint32_t ram_page)
 		struct tblock *k = &t->blocks[*link];
 		if (k->ram_page == ram_page) {
 			k->live = false;
+			if (k->partner)
+				t->blocks[k->partner].live = false;
 			*link = k->page_next;
 		} else {
 			link = &k->page_next;

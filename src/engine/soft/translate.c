@@ -195,7 +195,7 @@ static const uint8_t *chain_exit(struct vcpu *v, const struct exit_data *d, unsi
 static const uint8_t *lookup(struct vcpu *v, unsigned mode)
 {
 	struct trans_vcpu *t = trans_of(v);
-	uint64_t rip = v->s.rip;
+	uint64_t rip = v->s.rip, gpa;
 	struct jump_slot *slot;
 	struct tblock *k;
 
@@ -207,7 +207,13 @@ static const uint8_t *lookup(struct vcpu *v, unsigned mode)
 		return slot->host;
 	if (!va_canonical(v, rip))
 		vcpu_raise_error(v, EXC_GP, 0);
-	k = block_at(v, mem_fetch_gpa(v, rip), mode);
+	gpa = mem_fetch_gpa(v, rip);
+	if (!block_crosses(v, gpa))
+		k = block_at(v, gpa, mode);
+	else if (!va_canonical(v, (rip | ~GUEST_PAGE_MASK) + 1))
+		return NULL;
+	else
+		k = block_crossing(v, gpa, mem_fetch_gpa(v, (rip | ~GUEST_PAGE_MASK) + 1), mode);
 	if (!k)
 		return NULL;
 	if (t->fetch_epoch == interp_of(v)->fetch_epoch)

@@ -162,6 +162,20 @@ static void emit_step(struct block_build *b, unsigned offset)
 	b->e.p += sizeof d;
 }
 
+/* What comes at `next` could not be decoded. */
+static void emit_undecoded(struct block_build *b, unsigned next)
+{
+	struct insn in;
+
+	if (next < GUEST_PAGE_SIZE &&
+	    insn_decode(&in, b->code + next, GUEST_PAGE_SIZE - next, INSN_64) == DECODE_SHORT) {
+		emit_page_address(b, H_T0, next);	/* crosses: the jump cache knows both pages */
+		jump_indirect(b);
+	} else {
+		emit_step(b, next);
+	}
+}
+
 static void block_emit(struct block_build *b)
 {
 	enum insn_result r = INSN_NEXT;
@@ -173,53 +187,69 @@ static void block_emit(struct block_build *b)
 		if (r == INSN_STEP)
 			emit_step(b, b->insns[i].offset);
 	}
-	if (r == INSN_NEXT && !b->count)
-		emit_step(b, b->start);		/* invalid, or crosses into the next page */
-	else if (r == INSN_NEXT && next < GUEST_PAGE_SIZE && b->count < BLOCK_INSNS)
-		emit_step(b, next);
+	if (r == INSN_NEXT && next < GUEST_PAGE_SIZE && b->count < BLOCK_INSNS)
+		emit_undecoded(b, next);
 	else if (r == INSN_NEXT)
 		jump_to_offset(b, next, false, true);
 	for (unsigned i = 0; i < b->stub_count; i++)
 		stub_emit(b, &b->stubs[i]);
 }
 
-static struct tblock *block_translate(struct vcpu *v, const struct page_info *pi, uint64_t gpa, unsigned mode)
+static void build_begin(struct vcpu *v, unsigned start, unsigned mode)
 {
-	unsigned start = gpa & ~GUEST_PAGE_MASK;
-	struct trans_vcpu *t = trans_of(v);
-	struct block_build *b = t->build;
-	struct tblock *k;
-	uint32_t version;
+	struct block_build *b = trans_of(v)->build;
 
 	b->v = v;
-	b->t = t;
+	b->t = trans_of(v);
 	b->mode = mode;
 	b->tlb_mode = TMODE_TLB(mode);
 	b->stub_count = 0;
 	b->fpu_checked = false;
 	b->start = start;
+}
+
+/* Host code for the instructions in b, as block k. */
+static void build_end(struct block_build *b, struct tblock *k)
+{
+	struct trans_vcpu *t = b->t;
+
+	b->index = (uint32_t)(k - t->blocks);
+	b->e.p = t->mem.rw + t->used;
+	k->far_entry = t->used;
+	emit_lea(&b->e, H_T0, hm_base(H_T0, -(int32_t)b->start));
+	emit_store(&b->e, H_T0, hm_gs(OFF_HOT(page)));
+	k->near_entry = (uint32_t)(b->e.p - t->mem.rw);
+	block_emit(b);
+	t->used = (uint32_t)(b->e.p - t->mem.rw + 15) & ~15u;
+	t->count_blocks++;
+}
+
+static struct tblock *block_translate(struct vcpu *v, const struct page_info *pi, uint64_t gpa, unsigned mode)
+{
+	unsigned start = gpa & ~GUEST_PAGE_MASK;
+	struct block_build *b = trans_of(v)->build;
+	struct tblock *k;
+	uint32_t version;
+
+	build_begin(v, start, mode);
 	b->end = block_extent(pi->ro_hva, start);
 	if (b->end == start)
-		b->end = start + 1;
+		b->end = start + 15 < GUEST_PAGE_SIZE ? start + 15 : GUEST_PAGE_SIZE;
 	code_watch(v, pi, start, b->end - 1);
 	version = code_version(v->en, pi->ram_page);
 	memcpy(b->code + start, pi->ro_hva + start, b->end - start);
 	memset(b->code + b->end, 0, GUEST_PAGE_SIZE - b->end);
+	if (GUEST_PAGE_SIZE - b->end < 15) {	/* the crossing instruction's first part */
+		code_watch(v, pi, start, GUEST_PAGE_SIZE - 1);
+		memcpy(b->code + b->end, pi->ro_hva + b->end, GUEST_PAGE_SIZE - b->end);
+	}
 	block_decode(b);
 	if (b->count)
 		liveness(b);
 	if (!cache_room(v))
 		cache_flush(v);
 	k = cache_add(v, pi->ram_page, gpa, mode, version);
-	b->index = (uint32_t)(k - t->blocks);
-	b->e.p = t->mem.rw + t->used;
-	k->far_entry = t->used;
-	emit_lea(&b->e, H_T0, hm_base(H_T0, -(int32_t)start));
-	emit_store(&b->e, H_T0, hm_gs(OFF_HOT(page)));
-	k->near_entry = (uint32_t)(b->e.p - t->mem.rw);
-	block_emit(b);
-	t->used = (uint32_t)(b->e.p - t->mem.rw + 15) & ~15u;
-	t->count_blocks++;
+	build_end(b, k);
 	return k;
 }
 
@@ -237,4 +267,69 @@ struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode)
 	if (k)
 		cache_drop_page(v, pi.ram_page);
 	return block_translate(v, &pi, gpa, mode);
+}
+
+/* --- instructions that cross into the next page --- */
+
+bool block_crosses(struct vcpu *v, uint64_t gpa)
+{
+	unsigned offset = gpa & ~GUEST_PAGE_MASK;
+	struct page_info pi;
+	struct insn in;
+
+	if (offset <= GUEST_PAGE_SIZE - 15)
+		return false;
+	pi = map_page(v->en->map, gpa);
+	return pi.rw_hva &&
+	       insn_decode(&in, pi.ro_hva + offset, GUEST_PAGE_SIZE - offset, INSN_64) == DECODE_SHORT;
+}
+
+static struct tblock *crossing_find(struct vcpu *v, uint32_t first, uint32_t second, unsigned offset, unsigned mode)
+{
+	struct trans_vcpu *t = trans_of(v);
+	struct tblock *k = cache_find(v, first, offset, mode | TMODE_CROSSING);
+
+	if (!k || !k->partner || t->blocks[k->partner].ram_page != second ||
+	    k->version != code_version(v->en, first) ||
+	    t->blocks[k->partner].version != code_version(v->en, second))
+		return NULL;
+	return k;
+}
+
+struct tblock *block_crossing(struct vcpu *v, uint64_t gpa, uint64_t next_gpa, unsigned mode)
+{
+	struct trans_vcpu *t = trans_of(v);
+	struct block_build *b = t->build;
+	struct page_info p1 = map_page(v->en->map, gpa), p2 = map_page(v->en->map, next_gpa);
+	unsigned start = gpa & ~GUEST_PAGE_MASK, n = GUEST_PAGE_SIZE - start;
+	struct block_insn *bi = &b->insns[0];
+	struct tblock *k, *other;
+	uint32_t version1, version2;
+
+	if (!p1.rw_hva || !p2.rw_hva || p1.ram_page >= v->en->ram_pages || p2.ram_page >= v->en->ram_pages)
+		return NULL;
+	k = crossing_find(v, p1.ram_page, p2.ram_page, start, mode);
+	if (k)
+		return k;
+	build_begin(v, start, mode);
+	code_watch(v, &p1, start, GUEST_PAGE_SIZE - 1);
+	code_watch(v, &p2, 0, 14);
+	version1 = code_version(v->en, p1.ram_page);
+	version2 = code_version(v->en, p2.ram_page);
+	memcpy(b->code + start, p1.ro_hva + start, n);
+	memcpy(b->code + GUEST_PAGE_SIZE, p2.ro_hva, 15);
+	if (insn_decode(&bi->in, b->code + start, 15, INSN_64) != DECODE_OK)
+		return NULL;
+	b->end = GUEST_PAGE_SIZE;
+	b->count = 1;
+	bi->offset = (uint16_t)start;
+	liveness(b);
+	if (!cache_room(v))
+		cache_flush(v);
+	k = cache_add(v, p1.ram_page, gpa, mode | TMODE_CROSSING, version1);
+	other = cache_add(v, p2.ram_page, next_gpa, TMODE_CROSSING | 0x80, version2);
+	k->partner = (uint32_t)(other - t->blocks);
+	other->partner = (uint32_t)(k - t->blocks);
+	build_end(b, k);
+	return k;
 }

@@ -472,7 +472,7 @@ static bool fp_allowed(const struct block_build *b, const struct insn *in)
 static bool copy_refused(const struct insn *in)
 {
 	switch (in->op) {
-	case X86_CMPXCHG16B: case X86_MASKMOVQ: case X86_MASKMOVDQU: case X86_XLAT: case X86_CLFLUSH:
+	case X86_MASKMOVQ: case X86_MASKMOVDQU: case X86_XLAT: case X86_CLFLUSH:
 	case X86_CLFLUSHOPT: case X86_CLWB: case X86_SALC:
 	case X86_VMASKMOVPS: case X86_VMASKMOVPD: case X86_VPMASKMOVD: case X86_VPMASKMOVQ:
 	case X86_VPGATHERDD: case X86_VPGATHERDQ: case X86_VPGATHERQD: case X86_VPGATHERQQ:

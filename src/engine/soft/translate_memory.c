@@ -83,6 +83,8 @@ static void align_check(struct block_build *b, struct block_insn *bi, unsigned a
 
 static unsigned insn_align(const struct insn *in, unsigned size)
 {
+	if (in->op == X86_CMPXCHG16B)
+		return 16;
 	switch (in->row->align) {
 	case ALIGN_VECTOR: return size >= 32 ? 32 : size >= 16 ? 16 : 1;
 	case ALIGN_16: return 16;

@@ -35,6 +35,7 @@
 
 /* Translation mode: what host code depends on besides the guest's bytes. Bits 0-1 enum tlb_mode, bits 2-3
  * which FP instructions may run as themselves. */
+#define TMODE_CROSSING 0x10u		/* only in struct tblock: one instruction that crosses into the next page */
 enum { FP_NONE, FP_SSE, FP_AVX };
 #define TMODE(tlb, fp) ((unsigned)(tlb) | (unsigned)(fp) << 2)
 #define TMODE_TLB(m) ((m) & 3)
@@ -62,6 +63,7 @@ enum { EXIT_WRITE = 1 };
 
 struct tblock {
 	uint32_t hash_next, page_next;	/* 1-based; 0 ends */
+	uint32_t partner;		/* a crossing instruction has an entry in each of its pages; 0: none */
 	uint32_t ram_page, version;
 	uint64_t gpa_page;
 	uint16_t offset;
@@ -147,7 +149,7 @@ struct block_build {
 	struct trans_vcpu *t;
 	struct emitter e;
 	unsigned mode, tlb_mode;
-	uint8_t code[GUEST_PAGE_SIZE];	/* the guest's page, what was watched of it */
+	uint8_t code[GUEST_PAGE_SIZE + 16];	/* the guest's page, what was watched of it */
 	unsigned start, end;		/* offsets */
 	uint32_t index;			/* of the block */
 	struct block_insn insns[BLOCK_INSNS];
@@ -158,6 +160,10 @@ struct block_build {
 };
 /* The block at a physical address, translated if need be; NULL: not RAM. At block boundaries only. */
 struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode);
+/* Does the instruction at gpa go on in the next page? */
+bool block_crosses(struct vcpu *v, uint64_t gpa);
+/* A block of that one instruction; next_gpa: where its second page is mapped. NULL: interpret it. */
+struct tblock *block_crossing(struct vcpu *v, uint64_t gpa, uint64_t next_gpa, unsigned mode);
 struct stub *block_stub(struct block_build *b, enum stub_kind kind, uint8_t *from, unsigned offset);
 
 /* --- translate_insn.c --- */
