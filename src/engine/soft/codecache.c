@@ -150,19 +150,64 @@ int jump_cache_need(struct vcpu *v, unsigned mode)
 	return 0;
 }
 
+static struct jump_slot *filled_slot(struct vcpu *v, unsigned i)
+{
+	struct trans_vcpu *t = trans_of(v);
+
+	return (struct jump_slot *)v->hot.jump[t->filled[i].mode] + t->filled[i].slot;
+}
+
+static void slot_clear(struct vcpu *v, unsigned i)
+{
+	filled_slot(v, i)->neg_rip = trans_of(v)->filled[i].slot ? 0 : 1;
+}
+
 void jump_cache_flush(struct vcpu *v)
 {
 	struct trans_vcpu *t = trans_of(v);
 
-	for (unsigned i = 0; i < t->filled_count; i++) {
-		struct jump_slot *s = v->hot.jump[t->filled[i].mode];
-		s[t->filled[i].slot].neg_rip = t->filled[i].slot ? 0 : 1;
-	}
+	for (unsigned i = 0; i < t->filled_count; i++)
+		slot_clear(v, i);
 	t->filled_count = 0;
 }
 
+/* Was the page of this RIP, or the next one (an instruction may cross into it), flushed? */
+static bool page_flushed(const struct interp *ip, uint64_t rip)
+{
+	for (unsigned i = 0; i < ip->flushed_count; i++)
+		if ((rip & GUEST_PAGE_MASK) == ip->flushed[i] ||
+		    (rip & GUEST_PAGE_MASK) + GUEST_PAGE_SIZE == ip->flushed[i])
+			return true;
+	return false;
+}
+
+void jump_cache_sync(struct vcpu *v)
+{
+	struct trans_vcpu *t = trans_of(v);
+	struct interp *ip = interp_of(v);
+	bool local = t->epoch_local != ip->epoch_local;
+	unsigned kept = 0;
+
+	if (t->epoch_all != ip->epoch_all || ip->flushed_count > FLUSHED_PAGES) {
+		jump_cache_flush(v);
+	} else {
+		for (unsigned i = 0; i < t->filled_count; i++) {
+			if ((local && !t->filled[i].global) ||
+			    (ip->flushed_count && page_flushed(ip, -filled_slot(v, i)->neg_rip)))
+				slot_clear(v, i);
+			else
+				t->filled[kept++] = t->filled[i];
+		}
+		t->filled_count = kept;
+	}
+	ip->flushed_count = 0;
+	t->epoch_all = ip->epoch_all;
+	t->epoch_local = ip->epoch_local;
+	t->fetch_epoch = ip->fetch_epoch;
+}
+
 /* A zero neg_rip matches RIP 0 alone, whose slot is 0 and never zero. */
-void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const uint8_t *host)
+void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const uint8_t *host, bool global)
 {
 	struct trans_vcpu *t = trans_of(v);
 	struct jump_slot *s = jump_cache_slot(v, mode, rip);
@@ -170,6 +215,7 @@ void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const uint8_t *
 	if (t->filled_count == FILL_LIST)
 		jump_cache_flush(v);
 	t->filled[t->filled_count].mode = (uint8_t)mode;
+	t->filled[t->filled_count].global = global;
 	t->filled[t->filled_count++].slot = (uint16_t)(rip & (JUMP_CACHE_ENTRIES - 1));
 	s->host = host;
 	s->neg_rip = -rip;

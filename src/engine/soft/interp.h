@@ -42,7 +42,9 @@ struct jump_entry { uint64_t rip, gpa; struct block *block; uint32_t epoch, key;
 
 /* Translations of code pages; bit 0 of tag: CPL 3. */
 #define FETCH_ENTRIES 256
-struct fetch_entry { uint64_t tag, gpa; uint32_t epoch; };
+struct fetch_entry { uint64_t tag, gpa; uint32_t epoch; bool global; };
+/* Single pages flushed since the translator last looked; more than FLUSHED_PAGES: it drops everything. */
+#define FLUSHED_PAGES 16
 
 #define BLOCK_BITS 15
 #define ARENA_INSNS (1u << 17)
@@ -54,6 +56,9 @@ struct interp {
 	struct decoded *arena;				/* all decoded instructions; dropped whole when full */
 	unsigned arena_used;
 	uint32_t fetch_epoch;		/* bumped by TLB flushes */
+	uint32_t epoch_all, epoch_local;	/* by flushes of everything; of all but global pages (or everything) */
+	uint64_t flushed[FLUSHED_PAGES];
+	unsigned flushed_count;
 	bool stop_block;		/* leave the block after this instruction: code changed, event due */
 	bool slow;			/* one instruction at a time: TF, DR7 */
 	bool ac_check;			/* CR0.AM, EFLAGS.AC, CPL 3 */

@@ -70,6 +70,8 @@ void tlb_flush_all(struct vcpu *v)
 	for (unsigned m = 0; m < TLB_MODES; m++)
 		for (unsigned i = 0; i < TLB_ENTRIES; i++)
 			tlb_clear(&v->tlb[m][i], i);
+	interp_of(v)->epoch_all++;
+	interp_of(v)->epoch_local++;
 	interp_of(v)->fetch_epoch++;
 	interp_of(v)->stop_block = true;
 }
@@ -80,16 +82,24 @@ void tlb_flush_non_global(struct vcpu *v)
 		for (unsigned i = 0; i < TLB_ENTRIES; i++)
 			if (!(v->tlb[m][i].info & 1))
 				tlb_clear(&v->tlb[m][i], i);
+	interp_of(v)->epoch_local++;
 	interp_of(v)->fetch_epoch++;
 	interp_of(v)->stop_block = true;
 }
 
 void tlb_flush_page(struct vcpu *v, uint64_t gva)
 {
+	struct interp *ip = interp_of(v);
+
 	for (unsigned m = 0; m < TLB_MODES; m++)
 		tlb_clear(&v->tlb[m][tlb_index(gva)], tlb_index(gva));
-	interp_of(v)->fetch_epoch++;
-	interp_of(v)->stop_block = true;
+	ip->fetch[(gva >> GUEST_PAGE_SHIFT) % FETCH_ENTRIES].tag = ~0ull;
+	if (ip->flushed_count < FLUSHED_PAGES)
+		ip->flushed[ip->flushed_count] = gva & GUEST_PAGE_MASK;
+	if (ip->flushed_count <= FLUSHED_PAGES)
+		ip->flushed_count++;
+	ip->fetch_epoch++;
+	ip->stop_block = true;
 }
 
 void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva)
@@ -471,10 +481,11 @@ uint64_t mem_fetch_gpa(struct vcpu *v, uint64_t va)
 	struct mmu_result r;
 	uint32_t err;
 
-	if (fe->tag == tag && fe->epoch == ip->fetch_epoch)
+	if (fe->tag == tag && fe->epoch == (fe->global ? ip->epoch_all : ip->epoch_local))
 		return fe->gpa | (va & ~GUEST_PAGE_MASK);
 	if (!mmu_walk(&v->s, v->en->map, va, MMU_FETCH | (user ? MMU_USER : 0), &r, &err))
 		vcpu_raise_pf(v, va, err);
-	*fe = (struct fetch_entry){ .tag = tag, .gpa = r.gpa & GUEST_PAGE_MASK, .epoch = ip->fetch_epoch };
+	*fe = (struct fetch_entry){ .tag = tag, .gpa = r.gpa & GUEST_PAGE_MASK, .global = r.global,
+				    .epoch = r.global ? ip->epoch_all : ip->epoch_local };
 	return r.gpa;
 }

@@ -28,6 +28,11 @@ uint8_t *mem_bulk_ptr(struct vcpu *v, unsigned seg, uint64_t va, unsigned n, boo
 bool mem_fill(struct vcpu *v, uint64_t va, bool write);
 /* Instruction fetch: translates one page of CS; raises #PF. Returns the page's GPA. */
 uint64_t mem_fetch_gpa(struct vcpu *v, uint64_t va);
+/* Right after mem_fetch_gpa(): is that page global? */
+static inline bool mem_fetch_global(struct vcpu *v, uint64_t va)
+{
+	return interp_of(v)->fetch[(va >> GUEST_PAGE_SHIFT) % FETCH_ENTRIES].global;
+}
 /* Accesses by linear address at the privilege of `mode`. */
 uint64_t lin_load(struct vcpu *v, enum tlb_mode mode, uint64_t va, unsigned size);
 void lin_store(struct vcpu *v, enum tlb_mode mode, uint64_t va, unsigned size, uint64_t value);

@@ -191,6 +191,15 @@ static const uint8_t *chain_exit(struct vcpu *v, const struct exit_data *d, unsi
 	return cache_rx(t, k->far_entry);
 }
 
+/* Where the page after rip's is mapped. */
+static uint64_t crossing_gpa(struct vcpu *v, uint64_t rip, bool *global)
+{
+	uint64_t next = (rip | ~GUEST_PAGE_MASK) + 1, gpa = mem_fetch_gpa(v, next);
+
+	*global = *global && mem_fetch_global(v, next);
+	return gpa;
+}
+
 /* Host code for s.rip, NULL: interpret. May raise. */
 static const uint8_t *lookup(struct vcpu *v, unsigned mode)
 {
@@ -198,6 +207,7 @@ static const uint8_t *lookup(struct vcpu *v, unsigned mode)
 	uint64_t rip = v->s.rip, gpa;
 	struct jump_slot *slot;
 	struct tblock *k;
+	bool global;
 
 	if (jump_cache_need(v, mode) < 0)
 		return NULL;
@@ -208,16 +218,17 @@ static const uint8_t *lookup(struct vcpu *v, unsigned mode)
 	if (!va_canonical(v, rip))
 		vcpu_raise_error(v, EXC_GP, 0);
 	gpa = mem_fetch_gpa(v, rip);
+	global = mem_fetch_global(v, rip);
 	if (!block_crosses(v, gpa))
 		k = block_at(v, gpa, mode);
 	else if (!va_canonical(v, (rip | ~GUEST_PAGE_MASK) + 1))
 		return NULL;
 	else
-		k = block_crossing(v, gpa, mem_fetch_gpa(v, (rip | ~GUEST_PAGE_MASK) + 1), mode);
+		k = block_crossing(v, gpa, crossing_gpa(v, rip, &global), mode);
 	if (!k)
 		return NULL;
 	if (t->fetch_epoch == interp_of(v)->fetch_epoch)
-		jump_cache_put(v, mode, rip, cache_rx(t, k->far_entry));
+		jump_cache_put(v, mode, rip, cache_rx(t, k->far_entry), global);
 	return cache_rx(t, k->far_entry);
 }
 
@@ -228,10 +239,8 @@ static bool boundary(struct vcpu *v)
 	struct interp *ip = interp_of(v);
 
 	cache_inbox(v);
-	if (t->fetch_epoch != ip->fetch_epoch) {
-		t->fetch_epoch = ip->fetch_epoch;
-		jump_cache_flush(v);
-	}
+	if (t->fetch_epoch != ip->fetch_epoch)
+		jump_cache_sync(v);
 	return !atomic_load_explicit(&v->request, memory_order_relaxed) && !ip->check_events &&
 	       v->s.activity == ACTIVITY_RUNNING && translate_usable(v);
 }

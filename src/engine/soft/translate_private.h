@@ -31,7 +31,7 @@
 #define TPAGE_HASH_BITS 13
 #define JUMP_CACHE_ENTRIES 65536u	/* indexed by the low 16 bits of RIP */
 #define INBOX_PAGES 64
-#define FILL_LIST 8192
+#define FILL_LIST 16384
 
 /* Translation mode: what host code depends on besides the guest's bytes. Bits 0-1 enum tlb_mode, bits 2-3
  * which FP instructions may run as themselves. */
@@ -82,8 +82,8 @@ struct trans_vcpu {
 	struct tblock *blocks;		/* [TBLOCK_MAX], 0 unused */
 	uint32_t block_count;
 	uint32_t hash[1u << TBLOCK_HASH_BITS], page_hash[1u << TPAGE_HASH_BITS];
-	uint32_t fetch_epoch;		/* interpreter's, when the jump cache was last right */
-	struct { uint8_t mode; uint16_t slot; } filled[FILL_LIST];
+	uint32_t fetch_epoch, epoch_all, epoch_local;	/* interpreter's, when the jump cache was last right */
+	struct { uint8_t mode; bool global; uint16_t slot; } filled[FILL_LIST];
 	unsigned filled_count;
 	uint32_t generation;		/* bumped when all code goes */
 	const uint8_t *exit_to[TEXIT_COUNT];	/* trampolines, writable alias */
@@ -117,7 +117,9 @@ void cache_drop_page(struct vcpu *v, uint32_t ram_page);
 void cache_inbox(struct vcpu *v);
 void jump_cache_flush(struct vcpu *v);
 int jump_cache_need(struct vcpu *v, unsigned mode);
-void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const uint8_t *host);
+/* After TLB flushes: drops what they concern. */
+void jump_cache_sync(struct vcpu *v);
+void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const uint8_t *host, bool global);
 static inline struct jump_slot *jump_cache_slot(struct vcpu *v, unsigned mode, uint64_t rip)
 {
 	return (struct jump_slot *)v->hot.jump[mode] + (rip & (JUMP_CACHE_ENTRIES - 1));
