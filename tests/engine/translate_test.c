@@ -213,7 +213,7 @@ static void insn_misc(struct program *p)
 {
 	unsigned r = reg_any(p), k;
 
-	switch (rnd(p) % 17) {
+	switch (rnd(p) % 19) {
 	case 0: modrm_insn(p, 0, 0xc1, (int)(rnd(p) % 8 == 6 ? 4 : rnd(p) % 6), false, 1, true, 0); define_flags(p); break;
 	case 1: modrm_insn(p, 0, 0xd3, 4 + 3 * (int)(rnd(p) & 1), false, 0, true, 0); define_flags(p); break;
 	case 2: modrm_insn(p, 1, 0xaf, -1, false, 0, true, 0); define_flags(p); break;
@@ -251,6 +251,17 @@ static void insn_misc(struct program *p)
 		if (k == 2)
 			put(p, 0x48);
 		put(p, (rnd(p) & 1 ? 0xa4 : 0xaa) | (k > 0));
+		break;
+	case 16: case 17: /* bt [rdi + disp], r: a bit string */
+		k = reg_any(p);
+		mov_imm(p, REG_RDI, DATA + 0x1000);
+		if (k != REG_RDI)
+			mov_imm(p, k, rnd(p) % 20000 - 10000);
+		if (k == REG_RDI)
+			break;
+		put(p, 0x40 | (rnd(p) & 1 ? 8 : 0) | (k & 8 ? 4 : 0));
+		put(p, 0x0f), put(p, 0xa3 | (rnd(p) & 3) << 3), put(p, 0x87 | (k & 7) << 3), put32(p, 0x40);
+		define_flags(p);
 		break;
 	case 15: put(p, rnd(p) & 1 ? 0xfa : 0xfc); break;
 	default: /* pushfq; pop r */

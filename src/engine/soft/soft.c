@@ -168,8 +168,12 @@ static void take_events(struct vcpu *v)
 		s->activity = ACTIVITY_RUNNING;
 		event_deliver(v, EXC_NMI, EVENT_NMI, false, 0);
 		}
-	if (!(s->rflags & FLAG_IF) || !v->w.irq_pending(v->w.opaque))
+	if (!(s->rflags & FLAG_IF))
 		return;
+	if (!v->w.irq_pending(v->w.opaque)) {
+		v->hot.irq_hint = false;
+		return;
+	}
 	vector = v->w.irq_ack(v->w.opaque);
 	if (vector < 0)
 		return;
@@ -264,6 +268,7 @@ static bool run_prepare(struct vcpu *v, enum exit_reason *why)
 		layout_service(v);
 		old = atomic_fetch_and(&v->request, ~(uint32_t)(REQUEST_KICK | REQUEST_EXIT));
 		ip->check_events = true;
+		v->hot.irq_hint = true;
 		if (old & (REQUEST_KICK | REQUEST_EXIT)) {
 			*why = EXIT_KICKED;
 			return false;

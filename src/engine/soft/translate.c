@@ -241,6 +241,9 @@ static bool boundary(struct vcpu *v)
 	cache_inbox(v);
 	if (t->fetch_epoch != ip->fetch_epoch)
 		jump_cache_sync(v);
+	/* Interrupts that came without a kick: after EOI, or a lower task priority. */
+	if (unlikely(!(++t->polls & 63)) && (v->s.rflags & FLAG_IF) && v->w.irq_pending(v->w.opaque))
+		ip->check_events = true;
 	return !atomic_load_explicit(&v->request, memory_order_relaxed) && !ip->check_events &&
 	       v->s.activity == ACTIVITY_RUNNING && translate_usable(v);
 }

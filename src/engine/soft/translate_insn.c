@@ -434,6 +434,45 @@ static enum insn_result flag_clear(struct block_build *b, struct block_insn *bi,
 	return INSN_NEXT;
 }
 
+/* STI with nothing known to be pending is only a bit. The next instruction is in the same block, so that no request
+ * is looked at between the two: `sti; hlt` stays atomic. */
+static enum insn_result sti_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	struct stub *s;
+
+	if (b->tlb_mode == TLB_USER || bi == &b->insns[b->count - 1])
+		return INSN_STEP;
+	emit_flags_save(e);
+	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(irq_hint)), 0);
+	s = block_stub(b, STUB_STEP, emit_jcc(e, CC_NE), bi->offset);
+	s->flags_saved = true;
+	emit_op_mem(e, false, 0x81, 1, hm_gs(offsetof(struct vcpu, s.rflags)));	/* or */
+	e_u32(e, FLAG_IF);
+	emit_flags_restore(e);
+	return INSN_NEXT;
+}
+
+/* --- bit strings --- */
+
+/* BT and kin with a register offset and a bit base in memory: the word is at base + (offset >> 6) * 8. */
+static enum insn_result bit_translate(struct block_build *b, struct block_insn *bi)
+{
+	const struct insn *in = &bi->in;
+	bool wide = in->opsize == 8;
+	struct host_mem m;
+
+	if (!mem_translatable(in) || in->opsize == 2)
+		return INSN_STEP;
+	m = mem_translate_bit(b, bi, in->ops[1].reg, in->opsize, in->op != X86_BT);
+	if (in->lock)
+		e1(&b->e, 0xf0);
+	e1(&b->e, 0x40 | emit_rex(H_T1, &m, wide));
+	e2(&b->e, 0x0f, in->opcode);
+	emit_modrm_mem(&b->e, H_T1, &m);
+	return INSN_NEXT;
+}
+
 /* --- which instructions --- */
 
 static void fpu_check(struct block_build *b, struct block_insn *bi)
@@ -479,8 +518,6 @@ static bool copy_refused(const struct insn *in)
 	case X86_VGATHERDPS: case X86_VGATHERDPD: case X86_VGATHERQPS: case X86_VGATHERQPD:
 	case X86_CLD: case X86_STD: case X86_DAA: case X86_DAS: case X86_AAA: case X86_AAS: case X86_AAD:
 		return true;
-	case X86_BT: case X86_BTS: case X86_BTR: case X86_BTC:
-		return in->ops[0].kind == OPK_MEM && in->ops[1].kind != OPK_IMM;
 	default:
 		return false;
 	}
@@ -538,6 +575,12 @@ enum insn_result insn_translate(struct block_build *b, struct block_insn *bi)
 		return flag_clear(b, bi, FLAG_DF);
 	case X86_CLI:
 		return b->tlb_mode == TLB_USER ? INSN_STEP : flag_clear(b, bi, FLAG_IF);
+	case X86_STI:
+		return sti_translate(b, bi);
+	case X86_BT: case X86_BTS: case X86_BTR: case X86_BTC:
+		if (in->ops[0].kind == OPK_MEM && in->ops[1].kind != OPK_IMM)
+			return bit_translate(b, bi);
+		break;
 	case X86_PUSHF:
 		return pushf_translate(b, bi);
 	case X86_MOVS: case X86_STOS:

@@ -138,6 +138,44 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 	return m;
 }
 
+static void emit_guest_load(struct emitter *e, unsigned guest, unsigned temp)
+{
+	unsigned h = host_reg_of(guest);
+
+	if (h == H_NONE)
+		emit_load(e, temp, hm_gs(OFF_GPR(guest)));
+	else
+		emit_op_reg(e, true, 0x89, h, temp);
+}
+
+struct host_mem mem_translate_bit(struct block_build *b, struct block_insn *bi, unsigned guest, unsigned size,
+				  bool write)
+{
+	struct emitter *e = &b->e;
+	const struct insn *in = &bi->in;
+	bool fs = in->mem.seg == SEG_FS || in->mem.seg == SEG_GS, wide = size == 8;
+	uint8_t *retry = e->p;
+
+	emit_flags_save(e);
+	address_translate(b, in, H_T0, bi->offset + in->len, true);
+	if (fs)
+		emit_op_mem(e, true, 0x03, H_T0, hm_gs(offsetof(struct vcpu, s.seg) +
+						       in->mem.seg * sizeof(struct x86_segment)));
+	emit_guest_load(e, guest, H_T1);
+	if (!wide)
+		e3(e, 0x4d, 0x63, 0xff);				/* movsxd t1, t1d */
+	e3(e, 0x49, 0xc1, 0xff), e1(e, wide ? 6 : 5);			/* sar t1, 6 */
+	emit_lea(e, H_T0, (struct host_mem){ H_T0, H_T1, wide ? 3 : 2, false, 0 });
+	check(b, bi, size, write, retry, true);
+	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, write ? OFF_TLB(b->tlb_mode, tag_write)
+						  : OFF_TLB(b->tlb_mode, tag_read)));
+	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+	emit_guest_load(e, guest, H_T1);
+	e3(e, 0x49, 0x83, 0xe7), e1(e, wide ? 63 : 31);			/* and t1, 63 */
+	emit_flags_restore(e);
+	return hm_base(H_T0, 0);
+}
+
 struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, int32_t disp, unsigned size, bool write)
 {
 	struct emitter *e = &b->e;

@@ -85,6 +85,7 @@ struct trans_vcpu {
 	uint32_t fetch_epoch, epoch_all, epoch_local;	/* interpreter's, when the jump cache was last right */
 	struct { uint8_t mode; bool global; uint16_t slot; } filled[FILL_LIST];
 	unsigned filled_count;
+	uint32_t polls;
 	uint32_t generation;		/* bumped when all code goes */
 	const uint8_t *exit_to[TEXIT_COUNT];	/* trampolines, writable alias */
 	void (*enter)(struct vcpu *v, const uint8_t *target);
@@ -195,6 +196,9 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 			      unsigned *spare);
 /* [guest rsp + disp], spare T0. */
 struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, int32_t disp, unsigned size, bool write);
+/* The word that holds bit `guest register` of the string at the operand, in T0; the bit's number in it, in T1. */
+struct host_mem mem_translate_bit(struct block_build *b, struct block_insn *bi, unsigned guest, unsigned size,
+				  bool write);
 /* reg := effective address without segment base. Uses T0, T1. */
 void address_translate(struct block_build *b, const struct insn *in, unsigned reg, unsigned next_offset, bool wide);
 static inline unsigned host_reg_of(unsigned guest)

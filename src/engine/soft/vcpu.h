@@ -57,6 +57,7 @@ struct vcpu_hot {
 	uint32_t host_mxcsr;
 	uint8_t fpu_live;		/* guest x87/SSE/AVX state is in the host registers */
 	uint8_t fpu_want;		/* load it on entry */
+	uint8_t irq_hint;		/* a kick came since interrupts were last looked at with IF set */
 };
 
 struct vcpu {
