@@ -21,6 +21,7 @@
 #include "devices/irq/pic.h"
 #include "devices/pci/lpc.h"
 #include "devices/pci/pci.h"
+#include "devices/timer/hpet.h"
 #include "devices/timer/pit.h"
 #include "devices/timer/rtc.h"
 #include "devices/virtio/blk.h"
@@ -43,6 +44,23 @@ static void isa_set(void *opaque, unsigned irq, bool level)
 static struct irq_line isa_line(struct board *b, unsigned irq)
 {
 	return (struct irq_line){ isa_set, b, irq };
+}
+/* The 8254 and the RTC: cut off while the HPET stands in for them. */
+static void clock_set(void *opaque, unsigned irq, bool level)
+{
+	if (!atomic_load(&((struct board *)opaque)->hpet_legacy))
+		isa_set(opaque, irq, level);
+}
+static struct irq_line clock_line(struct board *b, unsigned irq)
+{
+	return (struct irq_line){ clock_set, b, irq };
+}
+static void on_hpet_legacy(void *opaque, bool on)
+{
+	struct board *b = opaque;
+	atomic_store(&b->hpet_legacy, on);
+	isa_set(b, IRQ_TIMER, false);
+	isa_set(b, IRQ_RTC, false);
 }
 static void lpc_set(void *opaque, unsigned irq, bool level)
 {
@@ -132,8 +150,13 @@ static void chipset_init(struct board *b)
 	b->lapics = lapic_bus_new(b->map, b->loop, b->config.vcpus, &lapic_host);
 	b->ioapic = ioapic_new(b->map, b->lapics);
 	b->pic = pic_new(b->map, pic_output, b);
-	b->pit = pit_new(b->map, b->loop, isa_line(b, IRQ_TIMER));
-	b->rtc = rtc_new(b->map, b->loop, isa_line(b, IRQ_RTC), b->layout.low_ram, b->layout.high_ram);
+	b->pit = pit_new(b->map, b->loop, clock_line(b, IRQ_TIMER));
+	b->rtc = rtc_new(b->map, b->loop, clock_line(b, IRQ_RTC), b->layout.low_ram, b->layout.high_ram);
+	struct hpet_wiring timer = { .legacy = { isa_line(b, IRQ_TIMER), isa_line(b, IRQ_RTC) },
+				     .opaque = b, .legacy_mode = on_hpet_legacy };
+	for (unsigned i = 20; i < HPET_PINS; i++)	/* the pins above PCI's are its own */
+		timer.pin[i] = (struct irq_line){ ioapic_set, b->ioapic, i };
+	b->hpet = hpet_new(b->map, b->loop, &timer);
 	b->uart = uart_new(b->map, 0x3f8, isa_line(b, IRQ_COM1), &console);
 	b->pm = acpi_pm_new(b->map, isa_line(b, ACPI_SCI_IRQ), &ends);
 }
@@ -233,6 +256,7 @@ void board_free(struct board *b)
 		cpu_model_free(b->model);
 	acpi_pm_free(b->pm);
 	uart_free(b->uart);
+	hpet_free(b->hpet);
 	rtc_free(b->rtc);
 	pit_free(b->pit);
 	pic_free(b->pic);
@@ -268,7 +292,7 @@ static int acpi_init(struct board *b, struct error *e)
 	const struct acpi_config c = {
 		.vcpus = b->config.vcpus, .ecam_gpa = PCI_ECAM_GPA, .last_bus = 255, .mmio32_gpa = PCI_MMIO32_GPA,
 		.mmio32_end = PCI_MMIO32_END, .mmio64_gpa = mmio64_gpa(b), .mmio64_size = PCI_MMIO64_SIZE,
-		.pm_base = ACPI_PM_BASE, .sci_irq = ACPI_SCI_IRQ,
+		.pm_base = ACPI_PM_BASE, .sci_irq = ACPI_SCI_IRQ, .hpet = true,
 	};
 	uint8_t *tables = malloc(BOOT_ACPI_SIZE);
 	size_t len = tables ? acpi_tables_build(&c, BOOT_ACPI, tables, BOOT_ACPI_SIZE) : 0;

@@ -40,6 +40,8 @@ struct board {
 	struct pic *pic;
 	struct pit *pit;
 	struct rtc *rtc;
+	struct hpet *hpet;
+	atomic_bool hpet_legacy;	/* it stands in for pit and rtc */
 	struct uart *uart;
 	struct acpi_pm *pm;
 	struct pci_bus *pci;
