@@ -29,11 +29,17 @@ static uint32_t page_hash(uint32_t ram_page)
 struct tblock *cache_find(struct vcpu *v, uint32_t ram_page, unsigned offset, unsigned mode)
 {
 	struct trans_vcpu *t = trans_of(v);
+	uint32_t *link = &t->hash[block_hash(ram_page, offset, mode)];
 
-	for (uint32_t i = t->hash[block_hash(ram_page, offset, mode)]; i; i = t->blocks[i].hash_next) {
-		struct tblock *k = &t->blocks[i];
-		if (k->live && k->ram_page == ram_page && k->offset == offset && k->mode == mode)
+	while (*link) {
+		struct tblock *k = &t->blocks[*link];
+		if (!k->live) {		/* dropped since: this is where it leaves the chain */
+			*link = k->hash_next;
+			continue;
+		}
+		if (k->ram_page == ram_page && k->offset == offset && k->mode == mode)
 			return k;
+		link = &k->hash_next;
 	}
 	return NULL;
 }
