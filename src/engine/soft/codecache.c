@@ -14,6 +14,8 @@
 
 #include "engine/soft/translate_private.h"
 
+static void jump_cache_drop_dead(struct vcpu *v);
+
 static uint32_t block_hash(uint32_t ram_page, unsigned offset, unsigned mode)
 {
 	uint64_t key = ((uint64_t)ram_page << 12 | offset) << 4 | mode;
@@ -117,7 +119,7 @@ void cache_inbox(struct vcpu *v)
 	}
 	for (uint32_t i = 0; i < n; i++)
 		cache_drop_page(v, pages[i]);
-	jump_cache_flush(v);
+	jump_cache_drop_dead(v);
 	t->generation++;
 }
 
@@ -141,6 +143,8 @@ void translate_invalidate(struct soft_engine *en, uint32_t ram_page, uint64_t li
 	}
 }
 
+/* --- the jump cache --- */
+
 int jump_cache_need(struct vcpu *v, unsigned mode)
 {
 	struct jump_slot *s;
@@ -156,55 +160,102 @@ int jump_cache_need(struct vcpu *v, unsigned mode)
 	return 0;
 }
 
-static struct jump_slot *filled_slot(struct vcpu *v, unsigned i)
+static struct jump_slot *filled_slot(struct vcpu *v, const struct filled *f)
 {
-	struct trans_vcpu *t = trans_of(v);
-
-	return (struct jump_slot *)v->hot.jump[t->filled[i].mode] + t->filled[i].slot;
+	return (struct jump_slot *)v->hot.jump[f->mode] + f->slot;
 }
 
-static void slot_clear(struct vcpu *v, unsigned i)
+static void slot_clear(struct vcpu *v, const struct filled *f)
 {
-	filled_slot(v, i)->neg_rip = trans_of(v)->filled[i].slot ? 0 : 1;
+	filled_slot(v, f)->neg_rip = f->slot ? 0 : 1;
+}
+
+static void list_clear(struct vcpu *v, struct fill_list *l)
+{
+	for (unsigned i = 0; i < l->count; i++)
+		slot_clear(v, &l->e[i]);
+	l->count = 0;
 }
 
 void jump_cache_flush(struct vcpu *v)
 {
 	struct trans_vcpu *t = trans_of(v);
 
-	for (unsigned i = 0; i < t->filled_count; i++)
-		slot_clear(v, i);
-	t->filled_count = 0;
+	list_clear(v, &t->filled[0]);
+	list_clear(v, &t->filled[1]);
+	memset(t->page_bits, 0, sizeof t->page_bits);
+}
+
+/* Drops the slots for which `drop` holds. A slot may stand in a list twice, after a collision: it is then dropped too
+ * often, never too seldom. */
+static void list_filter(struct vcpu *v, struct fill_list *l, bool (*drop)(struct vcpu *v, const struct filled *f))
+{
+	unsigned kept = 0;
+
+	for (unsigned i = 0; i < l->count; i++) {
+		if (drop(v, &l->e[i]))
+			slot_clear(v, &l->e[i]);
+		else
+			l->e[kept++] = l->e[i];
+	}
+	l->count = kept;
+}
+
+static bool block_dead(struct vcpu *v, const struct filled *f) { return !trans_of(v)->blocks[f->block].live; }
+
+static void jump_cache_drop_dead(struct vcpu *v)
+{
+	list_filter(v, &trans_of(v)->filled[0], block_dead);
+	list_filter(v, &trans_of(v)->filled[1], block_dead);
 }
 
 /* Was the page of this RIP, or the next one (an instruction may cross into it), flushed? */
-static bool page_flushed(const struct interp *ip, uint64_t rip)
+static bool page_flushed(struct vcpu *v, const struct filled *f)
 {
+	const struct interp *ip = interp_of(v);
+	uint64_t page = -filled_slot(v, f)->neg_rip & GUEST_PAGE_MASK;
+
 	for (unsigned i = 0; i < ip->flushed_count; i++)
-		if ((rip & GUEST_PAGE_MASK) == ip->flushed[i] ||
-		    (rip & GUEST_PAGE_MASK) + GUEST_PAGE_SIZE == ip->flushed[i])
+		if (page == ip->flushed[i] || page + GUEST_PAGE_SIZE == ip->flushed[i])
 			return true;
 	return false;
+}
+
+static void page_bit_set(struct trans_vcpu *t, uint64_t va)
+{
+	t->page_bits[va >> 18 & 63] |= 1ull << (va >> GUEST_PAGE_SHIFT & 63);
+}
+
+/* Forgets flushed pages that hold no code: most of them. */
+static void flushed_prune(struct vcpu *v)
+{
+	struct trans_vcpu *t = trans_of(v);
+	struct interp *ip = interp_of(v);
+	unsigned kept = 0;
+
+	for (unsigned i = 0; i < ip->flushed_count; i++) {
+		uint64_t va = ip->flushed[i];
+		if (t->page_bits[va >> 18 & 63] >> (va >> GUEST_PAGE_SHIFT & 63) & 1)
+			ip->flushed[kept++] = va;
+	}
+	ip->flushed_count = kept;
 }
 
 void jump_cache_sync(struct vcpu *v)
 {
 	struct trans_vcpu *t = trans_of(v);
 	struct interp *ip = interp_of(v);
-	bool local = t->epoch_local != ip->epoch_local;
-	unsigned kept = 0;
 
 	if (t->epoch_all != ip->epoch_all || ip->flushed_count > FLUSHED_PAGES) {
 		jump_cache_flush(v);
 	} else {
-		for (unsigned i = 0; i < t->filled_count; i++) {
-			if ((local && !t->filled[i].global) ||
-			    (ip->flushed_count && page_flushed(ip, -filled_slot(v, i)->neg_rip)))
-				slot_clear(v, i);
-			else
-				t->filled[kept++] = t->filled[i];
+		if (t->epoch_local != ip->epoch_local)
+			list_clear(v, &t->filled[0]);
+		flushed_prune(v);
+		if (ip->flushed_count) {
+			list_filter(v, &t->filled[0], page_flushed);
+			list_filter(v, &t->filled[1], page_flushed);
 		}
-		t->filled_count = kept;
 	}
 	ip->flushed_count = 0;
 	t->epoch_all = ip->epoch_all;
@@ -213,16 +264,21 @@ void jump_cache_sync(struct vcpu *v)
 }
 
 /* A zero neg_rip matches RIP 0 alone, whose slot is 0 and never zero. */
-void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const uint8_t *host, bool global)
+void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const struct tblock *k, bool global)
 {
 	struct trans_vcpu *t = trans_of(v);
 	struct jump_slot *s = jump_cache_slot(v, mode, rip);
+	struct fill_list *l = &t->filled[global];
+	struct filled *f;
 
-	if (t->filled_count == FILL_LIST)
-		jump_cache_flush(v);
-	t->filled[t->filled_count].mode = (uint8_t)mode;
-	t->filled[t->filled_count].global = global;
-	t->filled[t->filled_count++].slot = (uint16_t)(rip & (JUMP_CACHE_ENTRIES - 1));
-	s->host = host;
+	if (l->count == FILL_LIST)
+		list_clear(v, l);
+	f = &l->e[l->count++];
+	f->mode = (uint8_t)mode;
+	f->slot = (uint16_t)(rip & (JUMP_CACHE_ENTRIES - 1));
+	f->block = (uint32_t)(k - t->blocks);
+	page_bit_set(t, rip);
+	page_bit_set(t, rip + GUEST_PAGE_SIZE);
+	s->host = cache_rx(t, k->far_entry);
 	s->neg_rip = -rip;
 }

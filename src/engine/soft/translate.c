@@ -228,7 +228,7 @@ static const uint8_t *lookup(struct vcpu *v, unsigned mode)
 	if (!k)
 		return NULL;
 	if (t->fetch_epoch == interp_of(v)->fetch_epoch)
-		jump_cache_put(v, mode, rip, cache_rx(t, k->far_entry), global);
+		jump_cache_put(v, mode, rip, k, global);
 	return cache_rx(t, k->far_entry);
 }
 

@@ -83,8 +83,12 @@ struct trans_vcpu {
 	uint32_t block_count;
 	uint32_t hash[1u << TBLOCK_HASH_BITS], page_hash[1u << TPAGE_HASH_BITS];
 	uint32_t fetch_epoch, epoch_all, epoch_local;	/* interpreter's, when the jump cache was last right */
-	struct { uint8_t mode; bool global; uint16_t slot; } filled[FILL_LIST];
-	unsigned filled_count;
+	/* Which jump cache slots are in use: [0] by local pages, [1] by global ones. */
+	struct fill_list {
+		unsigned count;
+		struct filled { uint8_t mode; uint16_t slot; uint32_t block; } e[FILL_LIST];
+	} filled[2];
+	uint64_t page_bits[64];		/* a bit for each page of a RIP in the jump cache, by its low 12 bits */
 	uint32_t polls;
 	uint32_t generation;		/* bumped when all code goes */
 	const uint8_t *exit_to[TEXIT_COUNT];	/* trampolines, writable alias */
@@ -120,7 +124,7 @@ void jump_cache_flush(struct vcpu *v);
 int jump_cache_need(struct vcpu *v, unsigned mode);
 /* After TLB flushes: drops what they concern. */
 void jump_cache_sync(struct vcpu *v);
-void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const uint8_t *host, bool global);
+void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const struct tblock *k, bool global);
 static inline struct jump_slot *jump_cache_slot(struct vcpu *v, unsigned mode, uint64_t rip)
 {
 	return (struct jump_slot *)v->hot.jump[mode] + (rip & (JUMP_CACHE_ENTRIES - 1));
