@@ -13,6 +13,7 @@
 #include <x86intrin.h>
 
 #include "cpu/model.h"
+#include "devices/char/i8042.h"
 #include "devices/char/uart.h"
 #include "devices/firmware/acpi_pm.h"
 #include "devices/firmware/acpi_tables.h"
@@ -31,7 +32,7 @@
 #include "machine/board_private.h"
 #include "memory/map.h"
 
-enum { IRQ_TIMER = 0, IRQ_COM1 = 4, IRQ_RTC = 8 };
+enum { IRQ_TIMER = 0, IRQ_KEYBOARD = 1, IRQ_COM1 = 4, IRQ_RTC = 8 };
 
 /* --- interrupts --- */
 
@@ -158,6 +159,8 @@ static void chipset_init(struct board *b)
 		timer.pin[i] = (struct irq_line){ ioapic_set, b->ioapic, i };
 	b->hpet = hpet_new(b->map, b->loop, &timer);
 	b->uart = uart_new(b->map, 0x3f8, isa_line(b, IRQ_COM1), &console);
+	const struct i8042_host keyboard = { b, on_reset };
+	b->i8042 = i8042_new(b->map, isa_line(b, IRQ_KEYBOARD), &keyboard);
 	b->pm = acpi_pm_new(b->map, isa_line(b, ACPI_SCI_IRQ), &ends);
 }
 
@@ -255,6 +258,7 @@ void board_free(struct board *b)
 	if (b->model)
 		cpu_model_free(b->model);
 	acpi_pm_free(b->pm);
+	i8042_free(b->i8042);
 	uart_free(b->uart);
 	hpet_free(b->hpet);
 	rtc_free(b->rtc);

@@ -43,6 +43,7 @@ struct board {
 	struct hpet *hpet;
 	atomic_bool hpet_legacy;	/* it stands in for pit and rtc */
 	struct uart *uart;
+	struct i8042 *i8042;
 	struct acpi_pm *pm;
 	struct pci_bus *pci;
 	struct lpc *lpc;

@@ -146,6 +146,17 @@ static void isa_device(struct aml *a, const char *n, const char *hid, uint16_t p
 	close_length(a, d);
 }
 
+static void keyboard(struct aml *a)
+{
+	size_t d = device_open(a, "KBD_", "PNP0303");
+	struct template t = template_open(a);
+	res_io(a, 0x60, 1);
+	res_io(a, 0x64, 1);
+	res_irq(a, 1);
+	template_close(a, t);
+	close_length(a, d);
+}
+
 /* Package { address, pin, 0, GSI } for every slot and pin: PIRQ (slot + pin) % 4 is GSI 16 + that. */
 static void routing(struct aml *a)
 {
@@ -221,6 +232,7 @@ size_t dsdt_build(const struct acpi_config *c, uint8_t *out, size_t size)
 	processors(&a, c->vcpus);
 	pci_root(&a, c);
 	isa_device(&a, "RTC_", "PNP0B00", 0x70, 2, 8);
+	keyboard(&a);
 	isa_device(&a, "COM1", "PNP0501", 0x3f8, 8, 4);
 	close_length(&a, s);
 	name_op(&a, "\\_S5_");
