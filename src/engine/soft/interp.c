@@ -314,5 +314,6 @@ void interp_one(struct vcpu *v)
 {
 	const struct block *b = block_find(v);
 
+	interp_of(v)->stop_block = false;	/* or REP would end after one iteration */
 	run_insn(v, b ? b->insns : decode_slow(v));
 }
