@@ -107,8 +107,9 @@ void cache_inbox(struct vcpu *v)
 
 	if (!atomic_load_explicit(&t->inbox_count, memory_order_acquire))
 		return;
-	atomic_fetch_and(&v->request, ~(uint32_t)REQUEST_CODE);
+	/* The request is set and cleared under the lock: it stands only while the inbox holds something. */
 	pthread_mutex_lock(&t->inbox_lock);
+	atomic_fetch_and(&v->request, ~(uint32_t)REQUEST_CODE);
 	n = t->inbox_count;
 	memcpy(pages, t->inbox, sizeof pages);
 	t->inbox_count = 0;
@@ -138,8 +139,8 @@ void translate_invalidate(struct soft_engine *en, uint32_t ram_page, uint64_t li
 			t->inbox[n] = ram_page;
 		if (n <= INBOX_PAGES)
 			t->inbox_count = n + 1;
-		pthread_mutex_unlock(&t->inbox_lock);
 		vcpu_request(v, REQUEST_CODE);
+		pthread_mutex_unlock(&t->inbox_lock);
 	}
 }
 
