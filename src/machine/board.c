@@ -17,6 +17,7 @@
 #include "devices/char/uart.h"
 #include "devices/firmware/acpi_pm.h"
 #include "devices/firmware/acpi_tables.h"
+#include "devices/firmware/fw_cfg.h"
 #include "devices/irq/ioapic.h"
 #include "devices/irq/lapic.h"
 #include "devices/irq/pic.h"
@@ -164,6 +165,16 @@ static void chipset_init(struct board *b)
 	b->pm = acpi_pm_new(b->map, isa_line(b, ACPI_SCI_IRQ), &ends);
 }
 
+static int fw_cfg_init(struct board *b, struct error *e)
+{
+	uint16_t cpus = (uint16_t)b->config.vcpus;	/* little-endian, as the host is */
+	b->fw_cfg = fw_cfg_new(b->map);
+	if (fw_cfg_item(b->fw_cfg, FW_CFG_RAM_SIZE, &b->config.ram_bytes, 8) ||
+	    fw_cfg_item(b->fw_cfg, FW_CFG_CPUS, &cpus, 2) || fw_cfg_item(b->fw_cfg, FW_CFG_CPUS_MAX, &cpus, 2))
+		return error_set(e, ENOMEM, NULL, "describe the board to firmware", "out of memory");
+	return 0;
+}
+
 static uint64_t mmio64_gpa(const struct board *b)
 {
 	uint64_t top = (1ull << 32) + b->layout.high_ram;
@@ -232,7 +243,7 @@ int board_new(struct board **out, struct loop *l, const struct board_config *c, 
 	if ((ret = memory_init(b, e)))
 		goto fail;
 	chipset_init(b);
-	if ((ret = pci_init(b, e)) || (ret = cpus_init(b, e)))
+	if ((ret = fw_cfg_init(b, e)) || (ret = pci_init(b, e)) || (ret = cpus_init(b, e)))
 		goto fail;
 	*out = b;
 	return 0;
@@ -257,6 +268,7 @@ void board_free(struct board *b)
 		b->config.engine->destroy(b->engine);
 	if (b->model)
 		cpu_model_free(b->model);
+	fw_cfg_free(b->fw_cfg);
 	acpi_pm_free(b->pm);
 	i8042_free(b->i8042);
 	uart_free(b->uart);

@@ -45,6 +45,7 @@ struct board {
 	struct uart *uart;
 	struct i8042 *i8042;
 	struct acpi_pm *pm;
+	struct fw_cfg *fw_cfg;
 	struct pci_bus *pci;
 	struct lpc *lpc;
 	unsigned disks, nics;

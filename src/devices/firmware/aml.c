@@ -157,6 +157,18 @@ static void keyboard(struct aml *a)
 	close_length(a, d);
 }
 
+static void firmware_config(struct aml *a)
+{
+	size_t d = device_open(a, "FWCF", NULL);
+	name_op(a, "_HID");
+	put8(a, 0x0d);
+	put(a, "QEMU0002", 9);		/* the name that drivers of this interface look for */
+	struct template t = template_open(a);
+	res_io(a, 0x510, 12);
+	template_close(a, t);
+	close_length(a, d);
+}
+
 /* Package { address, pin, 0, GSI } for every slot and pin: PIRQ (slot + pin) % 4 is GSI 16 + that. */
 static void routing(struct aml *a)
 {
@@ -233,6 +245,7 @@ size_t dsdt_build(const struct acpi_config *c, uint8_t *out, size_t size)
 	pci_root(&a, c);
 	isa_device(&a, "RTC_", "PNP0B00", 0x70, 2, 8);
 	keyboard(&a);
+	firmware_config(&a);
 	isa_device(&a, "COM1", "PNP0501", 0x3f8, 8, 4);
 	close_length(&a, s);
 	name_op(&a, "\\_S5_");
