@@ -119,6 +119,8 @@ static bool write_locked(struct uart *u, unsigned reg, uint8_t v)
 			u->dll = v;
 			return false;
 		}
+		u->thre_pending = false;	/* low for a moment, or an edge-triggered line tells nothing */
+		irq_update(u);
 		u->thre_pending = true;		/* sent at once: THR is empty again */
 		if (u->mcr & MCR_LOOP)
 			push(u, v);

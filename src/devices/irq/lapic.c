@@ -92,9 +92,9 @@ static void kick(struct lapic *a)
 	a->bus->host.kick(a->bus->host.opaque, a->index);
 }
 
-static void accept_fixed(struct lapic *a, uint8_t vector, bool level)
+/* True: kick the vCPU once the lock is dropped. */
+static bool accept_locked(struct lapic *a, uint8_t vector, bool level)
 {
-	pthread_mutex_lock(&a->lock);
 	bool on = is_on(a);
 	if (on && vector < 16) {
 		a->esr |= ESR_RECV_ILLEGAL;
@@ -103,10 +103,32 @@ static void accept_fixed(struct lapic *a, uint8_t vector, bool level)
 		(level ? bit_set : bit_clear)(a->tmr, vector);
 		pending_update(a);
 	}
-	bool wake = atomic_load(&a->pending);
+	return atomic_load(&a->pending);
+}
+
+static void accept_fixed(struct lapic *a, uint8_t vector, bool level)
+{
+	pthread_mutex_lock(&a->lock);
+	bool wake = accept_locked(a, vector, level);
 	pthread_mutex_unlock(&a->lock);
 	if (wake)
 		kick(a);
+}
+
+/* All but IA32_APIC_BASE: what INIT resets too (SDM 11.4.7.3). The lock is held. */
+static void registers_reset(struct lapic *a)
+{
+	loop_timer_cancel(a->timer);
+	a->tpr = a->ldr = a->esr = a->esr_shown = a->icr = a->icr_high = a->divide = a->timer_init = 0;
+	a->dfr = 0xffffffff;
+	a->svr = 0xff;
+	a->tsc_deadline = 0;
+	for (unsigned i = 0; i < 6; i++)
+		a->lvt[i] = LVT_MASKED;
+	memset(a->irr, 0, sizeof a->irr);
+	memset(a->isr, 0, sizeof a->isr);
+	memset(a->tmr, 0, sizeof a->tmr);
+	pending_update(a);
 }
 
 static void accept(struct lapic *a, const struct lapic_message *msg)
@@ -117,8 +139,12 @@ static void accept(struct lapic *a, const struct lapic_message *msg)
 	case MODE_LOWEST: accept_fixed(a, msg->vector, msg->level); break;
 	case MODE_NMI: h->nmi(h->opaque, a->index); break;
 	case MODE_INIT:
-		if (!msg->level || msg->level_assert)
-			h->init(h->opaque, a->index);
+		if (msg->level && !msg->level_assert)
+			break;
+		pthread_mutex_lock(&a->lock);
+		registers_reset(a);
+		pthread_mutex_unlock(&a->lock);
+		h->init(h->opaque, a->index);
 		break;
 	case MODE_SIPI: h->sipi(h->opaque, a->index, msg->vector); break;
 	case MODE_EXTINT: kick(a); break;
@@ -134,7 +160,7 @@ static bool addressed(const struct lapic *a, uint32_t dest, bool logical, bool x
 	if (!logical)
 		return dest == a->index || dest == (x2_sender ? 0xffffffffu : 0xffu) || dest == 0xffffffffu;
 	if (is_x2(a)) {
-		if (!x2_sender && dest == 0xff)
+		if (dest == (x2_sender ? 0xffffffffu : 0xffu))
 			return true;
 		uint32_t ldr = x2_ldr(a->index);
 		return dest >> 16 == ldr >> 16 && (dest & ldr & 0xffff);
@@ -273,14 +299,14 @@ static bool deadline_start(struct lapic *a)
 	return false;
 }
 
-static void timer_fire(struct lapic *a)
+/*
+ * The timer is due: under the same hold of the lock that found it so, or a deadline that the vCPU writes
+ * meanwhile would be wiped out. True: kick the vCPU.
+ */
+static bool timer_fire(struct lapic *a)
 {
-	pthread_mutex_lock(&a->lock);
-	uint32_t lvt = a->lvt[0];
 	a->tsc_deadline = 0;
-	pthread_mutex_unlock(&a->lock);
-	if (!(lvt & LVT_MASKED))
-		accept_fixed(a, (uint8_t)lvt, false);
+	return !(a->lvt[0] & LVT_MASKED) && accept_locked(a, (uint8_t)a->lvt[0], false);
 }
 
 static void on_timer(void *opaque)
@@ -288,21 +314,23 @@ static void on_timer(void *opaque)
 	struct lapic *a = opaque;
 	pthread_mutex_lock(&a->lock);
 	uint64_t now = clock_now_ns();
-	bool fire = true;
+	bool fire = a->timer_init;	/* 0: stopped while this call was on its way */
 	if (timer_mode(a) == TIMER_DEADLINE) {
 		fire = a->tsc_deadline && deadline_start(a);
 	} else if (now < a->timer_deadline_ns) {
 		fire = false;
-		loop_timer_set(a->timer, a->timer_deadline_ns);
+		if (a->timer_init)
+			loop_timer_set(a->timer, a->timer_deadline_ns);
 	} else if (timer_mode(a) == TIMER_PERIODIC && a->timer_init) {
 		uint64_t period = timer_period_ns(a);
 		period = period < PERIOD_MIN_NS ? PERIOD_MIN_NS : period;
 		/* ticks missed while the host was busy are dropped, the phase is kept */
 		timer_arm(a, a->timer_deadline_ns + ((now - a->timer_deadline_ns) / period + 1) * period);
 	}
+	bool wake = fire && timer_fire(a);
 	pthread_mutex_unlock(&a->lock);
-	if (fire)
-		timer_fire(a);
+	if (wake)
+		kick(a);
 }
 
 /* --- registers --- */
@@ -468,14 +496,14 @@ static bool base_write(struct lapic *a, uint64_t v)
 static bool deadline_write(struct lapic *a, uint64_t v)
 {
 	pthread_mutex_lock(&a->lock);
-	bool fire = false;
+	bool wake = false;
 	if (timer_mode(a) == TIMER_DEADLINE) {
 		a->tsc_deadline = v;
-		fire = deadline_start(a);
+		wake = deadline_start(a) && timer_fire(a);
 	}
 	pthread_mutex_unlock(&a->lock);
-	if (fire)
-		timer_fire(a);
+	if (wake)
+		kick(a);
 	return true;
 }
 
@@ -553,18 +581,8 @@ void lapic_reset(struct lapic_bus *b, unsigned cpu)
 {
 	struct lapic *a = &b->apic[cpu];
 	pthread_mutex_lock(&a->lock);
-	loop_timer_cancel(a->timer);
 	a->base = LAPIC_GPA | BASE_ENABLE | (cpu ? 0 : BASE_BSP);
-	a->tpr = a->ldr = a->esr = a->esr_shown = a->icr = a->icr_high = a->divide = a->timer_init = 0;
-	a->dfr = 0xffffffff;
-	a->svr = 0xff;
-	a->tsc_deadline = 0;
-	for (unsigned i = 0; i < 6; i++)
-		a->lvt[i] = LVT_MASKED;
-	memset(a->irr, 0, sizeof a->irr);
-	memset(a->isr, 0, sizeof a->isr);
-	memset(a->tmr, 0, sizeof a->tmr);
-	pending_update(a);
+	registers_reset(a);
 	pthread_mutex_unlock(&a->lock);
 }
 

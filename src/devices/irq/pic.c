@@ -35,6 +35,8 @@ static int priority_of(const struct chip *c, uint8_t set)
 /* The IRQ this chip would raise, or -1. */
 static int chip_request(const struct chip *c, bool master)
 {
+	if (c->icw_next)		/* in the middle of its initialisation */
+		return -1;
 	int want = priority_of(c, c->irr & (uint8_t)~c->imr);
 	if (want == 8)
 		return -1;
@@ -154,6 +156,7 @@ static void command_write(struct chip *c, uint8_t v)
 		c->elcr = elcr;
 		c->elcr_mask = mask;
 		c->level = level;
+		c->irr = level & elcr;
 		c->lowest = 7;
 		c->icw[0] = v;
 		c->icw_next = 2;

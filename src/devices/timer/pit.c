@@ -31,6 +31,9 @@ struct pit {
 static uint64_t ticks_to_ns(uint64_t t) { return (uint64_t)((unsigned __int128)t * 1000000000u / PIT_HZ); }
 static uint64_t ns_to_ticks(uint64_t ns) { return (uint64_t)((unsigned __int128)ns * PIT_HZ / 1000000000u); }
 static uint32_t period(const struct channel *c) { return c->reload ? c->reload : 0x10000; }
+/* A guest cannot ask the host for more than 50,000 ticks a second. */
+#define STEP_MIN_NS 20000u
+
 static bool periodic(const struct channel *c) { return c->mode == 2 || c->mode == 3; }
 
 static uint64_t elapsed(const struct channel *c)
@@ -78,6 +81,7 @@ static void on_timer(void *opaque)
 	pthread_mutex_lock(&p->lock);
 	struct channel *c = &p->ch[0];
 	uint64_t now = clock_now_ns(), step = ticks_to_ns(period(c));
+	step = step < STEP_MIN_NS ? STEP_MIN_NS : step;
 	bool fire = c->counting && now >= p->next_ns;
 	bool again = fire && periodic(c);
 	if (again) {		/* late ticks are dropped, the phase stays: no storm after a busy spell */

@@ -119,6 +119,9 @@ static void raise(struct rtc *r, uint8_t flags)
 	if (r->cmos[REG_C] & r->cmos[REG_B] & (B_PIE | B_AIE | B_UIE)) {
 		r->cmos[REG_C] |= C_IRQ;
 		irq_set(&r->irq, true);
+	} else {
+		r->cmos[REG_C] &= (uint8_t)~C_IRQ;
+		irq_set(&r->irq, false);
 	}
 }
 
