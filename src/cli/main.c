@@ -1,6 +1,8 @@
 /* vixen: finds the verb and hands over. */
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/options.h"
 #include "cli/verb.h"
@@ -67,8 +69,19 @@ int verb_version(int argc, char **argv)
 	return EXIT_OK;
 }
 
+/* Descriptors 0 to 2 that the caller closed would be given to files of ours. */
+static void standard_files(void)
+{
+	int fd;
+	while ((fd = open("/dev/null", O_RDWR)) >= 0 && fd <= STDERR_FILENO)
+		;
+	if (fd >= 0)
+		close(fd);
+}
+
 int main(int argc, char **argv)
 {
+	standard_files();
 	if (argc < 2) {
 		overview(stderr);
 		return EXIT_USAGE;

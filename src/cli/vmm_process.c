@@ -22,6 +22,7 @@
 #include "vmm/vm.h"
 #include "vmm/vm_config.h"
 
+#define INSIST_NS 1000000000ull		/* a request sooner after the first is its echo */
 #define STOP_GRACE_NS 15000000000ull	/* for the disks to be written out */
 #define PENDING_MAX 4096u
 
@@ -32,29 +33,42 @@ struct relay {
 	struct escape escape;
 	bool input;		/* stdin is read */
 	bool interrupted, killed;
-	uint64_t kill_at_ns;
+	uint64_t stop_at_ns;
 	uint8_t pending[PENDING_MAX];	/* for the guest, not taken yet */
 	size_t npending;
 };
 
+static void vmm_kill(struct relay *r)
+{
+	kill(r->pid, SIGKILL);
+	r->killed = true;
+	fprintf(stderr, "vixen: stop the guest failed: its process was killed before its disks were written out; "
+			"check the guest's file systems\n");
+}
+
 static void stop_guest(struct relay *r)
 {
-	if (r->interrupted && !r->killed) {
-		kill(r->pid, SIGKILL);		/* asked twice */
-		r->killed = true;
-	}
-	if (!r->interrupted) {
-		kill(r->pid, SIGTERM);
-		r->kill_at_ns = clock_now_ns() + STOP_GRACE_NS;
-	}
+	if (r->interrupted)
+		return;
+	kill(r->pid, SIGTERM);
+	r->stop_at_ns = clock_now_ns();
 	r->interrupted = true;
+}
+
+/* The user asks; twice, and the disks are not waited for. A terminal that closes or a parent that cleans up sends
+ * its signal more than once, too: that never costs data. */
+static void stop_guest_insist(struct relay *r)
+{
+	if (r->interrupted && !r->killed && clock_now_ns() - r->stop_at_ns > INSIST_NS)
+		vmm_kill(r);
+	stop_guest(r);
 }
 
 static void on_signal(struct relay *r)
 {
 	struct signalfd_siginfo si;
 	if (read(r->signals, &si, sizeof si) == (ssize_t)sizeof si)
-		stop_guest(r);
+		(si.ssi_signo == SIGINT || si.ssi_signo == SIGQUIT ? stop_guest_insist : stop_guest)(r);
 }
 
 static void escape_help(void)
@@ -80,7 +94,7 @@ static void input_filter(struct relay *r, const uint8_t *in, size_t n)
 		n -= used;
 		switch (action) {
 		case ESCAPE_NONE: break;
-		case ESCAPE_QUIT: stop_guest(r); break;
+		case ESCAPE_QUIT: stop_guest_insist(r); break;
 		case ESCAPE_HELP: escape_help(); break;
 		case ESCAPE_POWER: kill(r->pid, SIGUSR1); break;
 		}
@@ -128,8 +142,10 @@ static void output_write(struct relay *r, const uint8_t *p, size_t n)
 			continue;
 		}
 		if (done <= 0) {
-			if (!r->interrupted)
-				stop_guest(r);	/* nobody reads any more */
+			if (!r->interrupted && errno != EPIPE && errno != EIO)
+				fprintf(stderr, "vixen: write the console's output failed: %s; "
+						"make room, or use --console none\n", strerror(errno));
+			stop_guest(r);		/* nobody reads any more */
 			return;
 		}
 		p += done;
@@ -153,10 +169,9 @@ static int relay_timeout(struct relay *r)
 	if (!r->interrupted || r->killed)
 		return -1;
 	uint64_t now = clock_now_ns();
-	if (now < r->kill_at_ns)
-		return (int)((r->kill_at_ns - now) / 1000000) + 1;
-	kill(r->pid, SIGKILL);
-	r->killed = true;
+	if (now < r->stop_at_ns + STOP_GRACE_NS)
+		return (int)((r->stop_at_ns + STOP_GRACE_NS - now) / 1000000) + 1;
+	vmm_kill(r);
 	return -1;
 }
 

@@ -16,7 +16,7 @@
 int file_load(struct boot_image *img, const char *path, const char *what, struct error *e)
 {
 	struct stat st;
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);	/* no wait for a FIFO's writer */
 	if (fd < 0 || fstat(fd, &st) < 0) {
 		int err = errno;
 		if (fd >= 0)
@@ -30,8 +30,13 @@ int file_load(struct boot_image *img, const char *path, const char *what, struct
 				 S_ISREG(st.st_mode) ? img->size ? "over 2 GiB" : "empty" : "not a regular file");
 	}
 	img->bytes = malloc(img->size);
+	if (!img->bytes) {
+		close(fd);
+		return error_set(e, ENOMEM, "free some memory on the host, or raise ulimit -v", "load the kernel or initrd",
+				 "no memory for the %llu MiB of '%s'", (unsigned long long)img->size >> 20, path);
+	}
 	uint64_t got = 0;
-	while (img->bytes && got < img->size) {
+	while (got < img->size) {
 		ssize_t n = read(fd, img->bytes + got, img->size - got);
 		if (n <= 0)
 			break;

@@ -119,7 +119,8 @@ int boot_elf_pvh(struct map *m, const struct boot_layout *l, const struct boot_f
 }
 
 /* The a.out fields of a multiboot header (flag 16): load a flat part of the file. */
-static int load_flat(struct map *m, const struct boot_image *k, uint32_t header, uint32_t *entry, struct error *e)
+static int load_flat(struct map *m, const struct boot_image *k, uint32_t header, uint32_t *entry, uint64_t *load_end,
+		     struct error *e)
 {
 	const uint8_t *h = k->bytes + header;
 	if (header + 32ull > k->size)
@@ -132,6 +133,7 @@ static int load_flat(struct map *m, const struct boot_image *k, uint32_t header,
 	if (bss > start + len && !map_ptr(m, start, bss - start, true))
 		return error_set(e, ENOMEM, "give the guest more memory with --memory", "load the kernel", "its bss does not fit");
 	*entry = load_le32(h + 28);
+	*load_end = bss > start + len ? bss : start + len;
 	return boot_place(m, start, k->bytes + offset, len, "the kernel", e);
 }
 
@@ -142,7 +144,7 @@ int boot_multiboot(struct map *m, const struct boot_layout *l, const struct boot
 	uint32_t entry = 0;
 	int ret;
 	if (load_le32(k->bytes + header + 4) >> 16 & 1) {
-		ret = load_flat(m, k, header, &entry, e);
+		ret = load_flat(m, k, header, &entry, &end, e);
 	} else if (k->size > 64 && !memcmp(k->bytes, "\177ELF", 4)) {
 		entry = load_le32(k->bytes + 24);
 		ret = load_segments(m, k, &end, e);

@@ -52,6 +52,8 @@ int boot_bzimage(struct map *m, const struct boot_layout *l, const struct boot_f
 	bool long64 = version >= 0x20c && load_le16(h + XLOADFLAGS) & XLF_KERNEL_64;
 	uint64_t at = version >= 0x20a ? load_le64(h + PREF_ADDRESS) : load_le32(h + CODE32_START);
 	uint64_t init = version >= 0x20a ? load_le32(h + INIT_SIZE) : system * 4;
+	if (init < system)		/* so that the initrd stays clear of the kernel */
+		init = system;
 	if (at < 0x100000 || at >= l->low_ram || init > l->low_ram - at)
 		return error_set(e, ENOMEM, "give the guest more memory with --memory", "load the kernel",
 				 "it needs %llu MiB from %#llx on", (unsigned long long)init >> 20, (unsigned long long)at);

@@ -399,14 +399,14 @@ static int soft_vcpu_create(struct vcpu **out, struct engine *eng, const struct 
 		return error_set(e, EINVAL, "use fewer CPUs", "create a virtual CPU", "at most %d", SOFT_MAX_VCPUS);
 	v = aligned_alloc(64, (sizeof(*v) + 63) & ~63ul);
 	if (!v)
-		return error_set(e, ENOMEM, NULL, "create a virtual CPU", "out of memory");
+		return error_set(e, ENOMEM, "free some memory on the host, or raise ulimit -v", "create a virtual CPU", "out of memory");
 	memset(v, 0, sizeof(*v));
 	v->en = &eng->soft;
 	v->w = *w;
 	r = interp_init(v);
 	if (r < 0) {
 		free(v);
-		return error_set(e, -r, NULL, "create a virtual CPU", "out of memory");
+		return error_set(e, -r, "free some memory on the host, or raise ulimit -v", "create a virtual CPU", "out of memory");
 	}
 	interp_of(v)->amd = cpu_model_amd(eng->soft.model);
 	state_reset(&v->s, w->index == 0);

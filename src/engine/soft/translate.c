@@ -35,7 +35,7 @@ struct translator *translator_new(struct soft_engine *en, struct error *e)
 	struct translator *t = calloc(1, sizeof *t);
 
 	if (!t)
-		error_set(e, ENOMEM, NULL, "create the translator", "out of memory");
+		error_set(e, ENOMEM, "free some memory on the host, or raise ulimit -v", "create the translator", "out of memory");
 	else
 		t->fp_level = host_fp_level();
 	return t;
@@ -69,7 +69,7 @@ fail_parts:
 	free(t->build);
 	free(t);
 fail:
-	return r == -ENOMEM ? error_set(e, ENOMEM, NULL, "create the translator", "out of memory") : r;
+	return r == -ENOMEM ? error_set(e, ENOMEM, "free some memory on the host, or raise ulimit -v", "create the translator", "out of memory") : r;
 }
 
 void translator_vcpu_fini(struct vcpu *v)
