@@ -311,23 +311,25 @@ void map_mark_dirty(struct map *m, uint32_t ram_page)
 		atomic_fetch_or_explicit(word, bit, memory_order_relaxed);
 }
 
-void map_dirty_log(struct map *m, bool on)
-{
-	pthread_mutex_lock(&m->lock);
-	m->dirty_on = on;
-	for (uint64_t i = 0; i < (m->ram_pages + 63) / 64; i++)
-		atomic_store(&m->dirty[i], 0);
-	changed(m, REGION_RAM);		/* engines drop their write mappings */
-	pthread_mutex_unlock(&m->lock);
-}
-
+/* Without `lock`: the listeners wait for vCPUs, which may be about to move a BAR. */
 void map_dirty_fetch(struct map *m, uint64_t *bits)
 {
-	pthread_mutex_lock(&m->lock);
-	for (uint64_t i = 0; i < (m->ram_pages + 63) / 64; i++)
-		bits[i] = atomic_exchange(&m->dirty[i], 0);
-	changed(m, REGION_RAM);
-	pthread_mutex_unlock(&m->lock);
+	for (unsigned i = 0; i < m->listeners; i++)
+		if (m->listener[i].dirty_collect)
+			m->listener[i].dirty_collect(m->listener[i].opaque);
+	for (uint64_t i = 0; i < (m->ram_pages + 63) / 64; i++) {
+		uint64_t taken = atomic_exchange(&m->dirty[i], 0);
+		if (bits)
+			bits[i] = taken;
+	}
+	for (unsigned i = 0; i < m->listeners; i++)
+		if (m->listener[i].dirty_taken)
+			m->listener[i].dirty_taken(m->listener[i].opaque);
+}
+
+void map_dirty_reset(struct map *m)
+{
+	map_dirty_fetch(m, NULL);
 }
 
 void map_code_set(struct map *m, uint32_t ram_page, bool has_code)

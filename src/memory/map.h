@@ -84,17 +84,29 @@ void map_store(struct map *m, uint64_t gpa, unsigned size, uint64_t value);
 uint32_t pio_load(struct map *m, uint16_t port, unsigned size);
 void pio_store(struct map *m, uint16_t port, unsigned size, uint32_t value);
 
-/* Dirty log: one bit per RAM page. mark is lock-free; any thread. */
+/*
+ * Dirty log: one bit per RAM page. mark is lock-free; any thread.
+ *
+ *	fetch: dirty_collect --> bits taken and cleared --> dirty_taken --> return: read the pages
+ *
+ * A write that lands after the fetch returned is in the next fetch: engines that let the guest write without
+ * marking (a TLB, a KVM slot) take that permission back in dirty_taken, and wait until every vCPU did. So a
+ * fetch waits for running vCPUs: never call it on a vCPU's thread, nor with a lock that a device's ops take.
+ */
 void map_mark_dirty(struct map *m, uint32_t ram_page);
-void map_dirty_log(struct map *m, bool on);
+/* Starts over: everything clean. */
+void map_dirty_reset(struct map *m);
 /* Copies and clears; bits[] has map_ram_pages() bits. */
 void map_dirty_fetch(struct map *m, uint64_t *bits);
 
 /* An engine listens: layout changed, or somebody other than a vCPU wrote RAM that may hold code.
- * code_written is only called for pages flagged with map_code_set(). Any thread. */
+ * code_written is only called for pages flagged with map_code_set(). Any thread.
+ * dirty_collect marks what the engine knows to be dirty and the log does not; dirty_taken re-arms (above). */
 struct map_listener {
 	void (*layout_changed)(void *opaque);
 	void (*code_written)(void *opaque, uint32_t ram_page, uint32_t first, uint32_t last);
+	void (*dirty_collect)(void *opaque);
+	void (*dirty_taken)(void *opaque);
 	void *opaque;
 };
 void map_listen(struct map *m, const struct map_listener *l);	/* at most 4, kept by copy */

@@ -38,7 +38,6 @@ struct map {
 	int ram_fd;
 	uint64_t ram_fd_bytes, ram_bytes, ram_pages;
 	_Atomic uint64_t *dirty, *code;		/* a bit for each RAM page */
-	bool dirty_on;
 	unsigned listeners;
 	struct map_listener listener[MAP_LISTENERS];
 	struct { uint64_t gpa; unsigned size; int fd; } doorbell[MAP_DOORBELLS];

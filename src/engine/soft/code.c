@@ -20,16 +20,15 @@ static uint64_t line_mask(unsigned first, unsigned last)
 	return (~0ull << (first / 64)) & (~0ull >> (63 - last / 64));
 }
 
-/* Makes vCPU t drop its TLB before it executes anything more, and waits for that. The waiter counts as being
- * at a safe point itself, so that two who wait for each other both go on. */
-static void drop_writer(struct vcpu *t)
+void vcpu_drop_writes(struct vcpu *t)
 {
-	vcpu_request(t, REQUEST_FLUSH_TLB);
+	vcpu_request(t, REQUEST_DROP_WRITES);
 	atomic_thread_fence(memory_order_seq_cst);
-	while (atomic_load(&interp_of(t)->running) && (atomic_load(&t->request) & REQUEST_FLUSH_TLB))
+	while (atomic_load(&interp_of(t)->running) && (atomic_load(&t->request) & REQUEST_DROP_WRITES))
 		sched_yield();
 }
 
+/* The waiter counts as being at a safe point itself, so that two who wait for each other both go on. */
 static void drop_writers(struct vcpu *v, const struct page_info *pi, uint32_t writers)
 {
 	struct interp *ip = interp_of(v);
@@ -38,7 +37,7 @@ static void drop_writers(struct vcpu *v, const struct page_info *pi, uint32_t wr
 	atomic_store(&ip->running, false);
 	for (unsigned i = 0; i < SOFT_MAX_VCPUS; i++)
 		if ((writers >> i & 1) && v->en->vcpu[i] && v->en->vcpu[i] != v)
-			drop_writer(v->en->vcpu[i]);
+			vcpu_drop_writes(v->en->vcpu[i]);
 	atomic_store(&ip->running, was_running);
 	if (writers >> v->w.index & 1)
 		tlb_drop_writes(v, pi->rw_hva);

@@ -107,7 +107,7 @@ void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva)
 	struct tlb_entry *t = &v->tlb[0][0];
 
 	for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++, t++)
-		if (t->tag_write + t->addend == (uint64_t)(uintptr_t)rw_hva)
+		if (!rw_hva || t->tag_write + t->addend == (uint64_t)(uintptr_t)rw_hva)
 			t->tag_write = tlb_invalid(i % TLB_ENTRIES);
 }
 

@@ -131,10 +131,16 @@ void vcpu_request(struct vcpu *v, uint32_t bits)
 
 void vcpu_service(struct vcpu *v)
 {
-	if (!(atomic_load_explicit(&v->request, memory_order_relaxed) & (REQUEST_FLUSH_TLB | REQUEST_SAFEPOINT)))
+	uint32_t asked = atomic_load(&v->request) & (REQUEST_FLUSH_TLB | REQUEST_DROP_WRITES);
+
+	if (!asked)
 		return;
-	tlb_flush_all(v);
-	atomic_fetch_and(&v->request, ~(uint32_t)(REQUEST_FLUSH_TLB | REQUEST_SAFEPOINT));
+	if (asked & REQUEST_FLUSH_TLB)
+		tlb_flush_all(v);
+	else
+		tlb_drop_writes(v, NULL);
+	/* Only now: who waits for the bit to go may rely on what it asked for. */
+	atomic_fetch_and(&v->request, ~asked);
 }
 
 static void layout_service(struct vcpu *v)
@@ -333,6 +339,17 @@ static void layout_changed(void *opaque)
 	}
 }
 
+/* A write entry stands for a page marked dirty. The marks are gone: so must the entries be, before the log's
+ * reader goes on. */
+static void dirty_taken(void *opaque)
+{
+	struct soft_engine *en = opaque;
+
+	for (unsigned i = 0; i < SOFT_MAX_VCPUS; i++)
+		if (en->vcpu[i])
+			vcpu_drop_writes(en->vcpu[i]);
+}
+
 static void code_written(void *opaque, uint32_t ram_page, uint32_t first, uint32_t last)
 {
 	code_wrote(opaque, ram_page, first, last);
@@ -342,7 +359,8 @@ static int soft_create(struct engine **out, const struct engine_config *cfg, str
 {
 	struct engine *eng = calloc(1, sizeof(*eng));
 	struct soft_engine *en;
-	struct map_listener l = { .layout_changed = layout_changed, .code_written = code_written };
+	struct map_listener l = { .layout_changed = layout_changed, .code_written = code_written,
+				  .dirty_taken = dirty_taken };
 	size_t bytes;
 
 	if (!eng)

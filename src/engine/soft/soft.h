@@ -47,7 +47,7 @@ struct soft_engine {
  * those lines, by anybody, bumps the page's version. The caller is at a block boundary (holds no host
  * pointer from the TLB): it may wait for other vCPUs to drop their TLB entries. */
 void code_watch(struct vcpu *v, const struct page_info *pi, unsigned first, unsigned last);
-/* Forgets this vCPU's permission to write the page at rw_hva past the slow path. */
+/* Forgets this vCPU's permission to write the page at rw_hva past the slow path; NULL: any page. */
 void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva);
 /* After [first, last] of a page has been written, by a vCPU or by a device. */
 void code_wrote(struct soft_engine *en, uint32_t ram_page, unsigned first, unsigned last);
@@ -59,8 +59,11 @@ static inline uint32_t code_version(struct soft_engine *en, uint32_t ram_page)
 /* --- soft.c --- */
 uint64_t soft_tsc(struct vcpu *v);
 void vcpu_request(struct vcpu *v, uint32_t bits);
-/* Handles REQUEST_FLUSH_TLB and REQUEST_SAFEPOINT; block boundaries only. */
+/* Handles REQUEST_FLUSH_TLB and REQUEST_DROP_WRITES; block boundaries only. */
 void vcpu_service(struct vcpu *v);
+/* Makes t give up every permission to write past the slow path before it executes anything more, and waits for
+ * that: what t wrote before has landed then. Never on t's own thread. */
+void vcpu_drop_writes(struct vcpu *t);
 /* Delivers v->fault, and what goes wrong on the way; false on triple fault. The caller's setjmp on
  * v->fault_jmp must be live: delivery itself may raise again. */
 bool vcpu_deliver_fault(struct vcpu *v);
