@@ -34,7 +34,7 @@ struct machine {
 	struct vcpu *v[VCPUS];
 	pthread_t thread[VCPUS];
 	atomic_bool stop;
-	uint8_t mirror[RAM_BYTES];
+	uint8_t mirror[RAM_BYTES] __attribute__((aligned(8)));
 };
 
 struct runner { struct machine *m; struct vcpu *v; };

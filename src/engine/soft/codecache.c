@@ -131,7 +131,7 @@ void translate_invalidate(struct soft_engine *en, uint32_t ram_page, uint64_t li
 		struct trans_vcpu *t = v ? trans_of(v) : NULL;
 		uint32_t n;
 
-		if (!t || !t->block_count)
+		if (!t)
 			continue;
 		pthread_mutex_lock(&t->inbox_lock);
 		n = t->inbox_count;

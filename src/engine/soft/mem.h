@@ -69,13 +69,18 @@ static inline uint64_t hva_load(const void *p, unsigned size)
 	}
 }
 
+/* x86 stores need no alignment. volatile: one store of that size, not bytes. */
+typedef uint16_t __attribute__((aligned(1))) store16_t;
+typedef uint32_t __attribute__((aligned(1))) store32_t;
+typedef uint64_t __attribute__((aligned(1))) store64_t;
+
 static inline void hva_store(void *p, unsigned size, uint64_t value)
 {
 	switch (size) {
 	case 1: *(volatile uint8_t *)p = (uint8_t)value; break;
-	case 2: *(volatile uint16_t *)p = (uint16_t)value; break;
-	case 4: *(volatile uint32_t *)p = (uint32_t)value; break;
-	default: *(volatile uint64_t *)p = value; break;
+	case 2: *(volatile store16_t *)p = (uint16_t)value; break;
+	case 4: *(volatile store32_t *)p = (uint32_t)value; break;
+	default: *(volatile store64_t *)p = value; break;
 	}
 }
 
