@@ -131,7 +131,7 @@ static const char *memory_compare(const struct insn *in, const struct operand *o
 		return "base";
 	if (i != in->mem.index || (i != INSN_REG_NONE && zo->mem.scale != 1 << in->mem.scale))
 		return "index";
-	if (op->kind == OPK_MOFFS ? (zo->mem.disp.value ^ in->mem.disp) << (64 - 8 * in->addrsize) != 0 :
+	if (op->kind == OPK_MOFFS ? (uint64_t)(zo->mem.disp.value ^ in->mem.disp) << (64 - 8 * in->addrsize) != 0 :
 	    zo->mem.disp.value != in->mem.disp)
 		return "displacement";
 	if (in->op != X86_LEA && zo->mem.segment != ZYDIS_REGISTER_NONE &&

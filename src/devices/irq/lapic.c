@@ -208,8 +208,9 @@ void lapic_msi(void *bus, uint64_t gpa, uint32_t data)
 
 void lapic_extint(struct lapic_bus *b)
 {
-	if (takes_extint(&b->apic[0]))
-		kick(&b->apic[0]);
+	/* Whether it takes the interrupt is for the vCPU to see: its registers are under a lock that must not be taken
+	 * inside the 8259's. */
+	kick(&b->apic[0]);
 }
 
 static void send_ipi(struct lapic *a)
