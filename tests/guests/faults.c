@@ -142,11 +142,45 @@ static void debug(void)
 }
 
 static volatile bool called;
-static volatile uint64_t sys_rcx, sys_r11, sys_cs;
+static volatile uint64_t sys_rcx, sys_r11, sys_cs, sys_flags;
 extern char syscall_entry[];
 __asm__(".text\nsyscall_entry:\n"
-	"movq %rcx, sys_rcx\nmovq %r11, sys_r11\nmovw %cs, %ax\nmovw %ax, sys_cs\nmovb $1, called\nsysretq\n");
+	"movq %rcx, sys_rcx\nmovq %r11, sys_r11\nmovw %cs, %ax\nmovw %ax, sys_cs\nmovb $1, called\n"
+	"movq %rsp, %rax\nmovabs $sys_stack + 4096, %rsp\npushfq\npopq sys_flags\nmovq %rax, %rsp\nsysretq\n"
+	".bss\n.balign 16\nsys_stack: .skip 4096\n.text\n");
 static void do_syscall(void *p) { __asm__ volatile("stc; syscall" : : : "rcx", "r11", "rax", "memory", "cc"); }
+
+/* A thousand calls with flags, and AC among them, that SFMASK takes away and SYSRET brings back. */
+static volatile bool flags_lost;
+static void do_syscalls(void *p)
+{
+	for (uint64_t i = 0; i < 1000; i++) {
+		uint64_t set = 0x202 | (i & 1) | (i & 2) << 1 | (i & 4) << 4 | (i & 8) << 4 | (i & 16) << 7 |
+			       (i % 10 == 9 ? 0x40000 : 0), got, in = i, out;
+		__asm__ volatile("push %3\npopfq\nsyscall\npushfq\npop %0\npush $0x202\npopfq"
+				 : "=&r"(got), "=b"(out) : "1"(in), "r"(set) : "rcx", "r11", "rax", "memory", "cc");
+		flags_lost |= (got & 0x408c5) != (set & 0x408c5) || (sys_r11 & 0x408c5) != (set & 0x408c5) ||
+			      out != in || (sys_flags & 0x40001);
+	}
+}
+
+/* SYSRET to a non-canonical RCX: #GP(0), still in the kernel. */
+static void bad_sysret(void *p)
+{
+	__asm__ volatile("mov %0, %%rcx\nmov $0x202, %%r11d\nsysretq" : : "r"(1ull << 47) : "rcx", "r11");
+}
+
+static void swap_gs(void)
+{
+	uint64_t gs = rdmsr(0xc0000101), kernel = rdmsr(0xc0000102);
+
+	wrmsr(0xc0000102, 0x12345000);
+	__asm__ volatile("swapgs");
+	CHECK(rdmsr(0xc0000101) == 0x12345000 && rdmsr(0xc0000102) == gs, "swapgs swaps");
+	__asm__ volatile("swapgs");
+	CHECK(rdmsr(0xc0000101) == gs && rdmsr(0xc0000102) == 0x12345000, "swapgs swaps back");
+	wrmsr(0xc0000102, kernel);
+}
 
 static void syscalls(void)
 {
@@ -156,6 +190,10 @@ static void syscalls(void)
 	int64_t v = try_user(do_syscall, NULL);
 	CHECK(v == -1 && called, "syscall and sysret");
 	CHECK(sys_cs == 8 && (sys_r11 & 1) && sys_rcx > 0x100000, "syscall saves RIP and flags");
+	wrmsr(0xc0000084, 0x40fd5);
+	CHECK(try_user(do_syscalls, NULL) == -1 && !flags_lost, "a thousand system calls keep RBX and flags");
+	check(try(bad_sysret, NULL) == 13, "sysret to a non-canonical address", "");
+	swap_gs();
 	wrmsr(0xc0000080, rdmsr(0xc0000080) & ~1ull);
 	check(try_user(do_syscall, NULL) == 6, "syscall without SCE", "");
 	wrmsr(0xc0000080, rdmsr(0xc0000080) | 1);

@@ -213,6 +213,7 @@ static void page_store(struct vcpu *v, const struct page_access *pa, unsigned si
 {
 	if (!pa->hva) {
 		map_store(v->en->map, pa->gpa, size, value);
+		interp_of(v)->check_events = true;	/* EOI lets the next interrupt through */
 		return;
 	}
 	if ((size & (size - 1)) == 0)

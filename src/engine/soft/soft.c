@@ -48,6 +48,29 @@ void vcpu_exit_insn(struct vcpu *v)
 	_longjmp(v->fault_jmp, JUMP_EXIT);
 }
 
+static uint64_t flat_rest(unsigned selector, uint16_t attr)
+{
+	return 0xffffffffull | (uint64_t)(selector & 0xffff) << 32 | (uint64_t)attr << 48;
+}
+
+/* What translated SYSCALL and SYSRET need: see interp_event.c for the same in full. */
+static void update_syscall(struct vcpu *v)
+{
+	const struct x86_state *s = &v->s;
+	struct vcpu_hot *h = &v->hot;
+	unsigned in = (unsigned)(s->star >> 32) & 0xfffc, out = (unsigned)(s->star >> 48);
+
+	h->smap = !!(s->cr4 & CR4_SMAP);
+	h->syscall_mode = 0;
+	if (!(s->efer & EFER_SCE) || !state_long(s) || (s->cr4 & CR4_LA57) || (h->smap && !(s->sfmask & FLAG_AC)))
+		return;
+	h->syscall_mode = 1 + (h->smap ? TLB_KERNEL : TLB_KERNEL_AC);
+	h->syscall_cs = flat_rest(in, 0xa09b);
+	h->syscall_ss = flat_rest(in + 8, 0xc093);
+	h->sysret_cs = flat_rest((out + 16) | 3, 0xa0fb);
+	h->sysret_ss = flat_rest((out + 8) | 3, 0xc0f3);
+}
+
 void vcpu_update_mode(struct vcpu *v)
 {
 	const struct x86_state *s = &v->s;
@@ -60,6 +83,7 @@ void vcpu_update_mode(struct vcpu *v)
 		v->insn_mode = s->seg[SEG_CS].attr & SEG_ATTR_DB ? INSN_32 : INSN_16;
 	v->tlb_mode = user ? TLB_USER : (s->cr4 & CR4_SMAP) && !ac ? TLB_KERNEL : TLB_KERNEL_AC;
 	ip->ac_check = user && ac && (s->cr0 & CR0_AM);
+	update_syscall(v);
 	ip->stop_block = true;
 }
 
@@ -174,8 +198,11 @@ static void take_events(struct vcpu *v)
 		s->activity = ACTIVITY_RUNNING;
 		event_deliver(v, EXC_NMI, EVENT_NMI, false, 0);
 		}
-	if (!(s->rflags & FLAG_IF))
+	if (!(s->rflags & FLAG_IF)) {	/* after EOI, or a lower task priority: no kick tells of it */
+		if (!v->hot.irq_hint)
+			v->hot.irq_hint = v->w.irq_pending(v->w.opaque);
 		return;
+	}
 	if (!v->w.irq_pending(v->w.opaque)) {
 		v->hot.irq_hint = false;
 		return;

@@ -291,6 +291,7 @@ void translate_run(struct vcpu *v)
 		while (host) {
 			uint32_t generation = t->generation;
 			const struct exit_data *d = code_run(v, host, fpu);
+			mode = TMODE(v->tlb_mode, TMODE_FP(mode));	/* SYSCALL and others change it */
 			host = exit_handle(v, d, mode, &step, &fpu);
 			if (generation != t->generation && !step)
 				break;

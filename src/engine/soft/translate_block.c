@@ -32,7 +32,7 @@ static bool insn_is_last(const struct insn *in)
 {
 	switch (in->row->trans) {
 	case TRANS_BRANCH: case TRANS_CALL: case TRANS_RET: case TRANS_SYSTEM:
-		return in->op != X86_CLI && in->op != X86_CLD && in->op != X86_STI;
+		return in->op != X86_CLI && in->op != X86_CLD && in->op != X86_STI && !system_goes_on(in);
 	case TRANS_STRING:
 		return in->op != X86_MOVS && in->op != X86_STOS;
 	default: return false;

@@ -15,8 +15,7 @@ static void emit_push(struct emitter *e, unsigned reg, bool pop)
 	e1(e, (pop ? 0x58 : 0x50) | (reg & 7));
 }
 
-/* Arithmetic flags := those of s.rflags. Clobbers RAX and RCX. */
-static void emit_flags_load(struct emitter *e)
+void emit_flags_load(struct emitter *e)
 {
 	emit_op_mem(e, false, 0x8b, H_RAX, hm_gs(offsetof(struct vcpu, s.rflags)));
 	emit_op_reg(e, false, 0x89, H_RAX, H_RCX);	/* mov ecx, eax */

@@ -390,16 +390,8 @@ static enum insn_result div_translate(struct block_build *b, struct block_insn *
 
 /* --- system flags --- */
 
-/* PUSHFQ: what RFLAGS the guest would see, RF and VM clear. The stack is checked first. */
-static enum insn_result pushf_translate(struct block_build *b, struct block_insn *bi)
+void emit_rflags_whole(struct emitter *e)
 {
-	struct emitter *e = &b->e;
-	struct host_mem m;
-
-	if (bi->in.opsize != 8)
-		return INSN_STEP;
-	m = stack_translate(b, bi, -8, 8, true);
-	emit_flags_save(e);
 	emit_store(e, H_RAX, hm_gs(OFF_HOT(save_value)));
 	emit_store(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
 	emit_op_mem(e, false, 0x8b, H_T0, hm_gs(offsetof(struct vcpu, s.rflags)));
@@ -414,6 +406,19 @@ static enum insn_result pushf_translate(struct block_build *b, struct block_insn
 	emit_op_reg(e, false, 0x09, H_RCX, H_T0);		/* or t0d, ecx */
 	emit_load(e, H_RAX, hm_gs(OFF_HOT(save_value)));
 	emit_load(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
+}
+
+/* PUSHFQ. The stack is checked first. */
+static enum insn_result pushf_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	struct host_mem m;
+
+	if (bi->in.opsize != 8)
+		return INSN_STEP;
+	m = stack_translate(b, bi, -8, 8, true);
+	emit_flags_save(e);
+	emit_rflags_whole(e);
 	emit_store(e, H_T0, m);
 	emit_lea(e, H_R13, hm_base(H_R13, -8));
 	emit_flags_restore(e);
@@ -593,6 +598,8 @@ enum insn_result insn_translate(struct block_build *b, struct block_insn *bi)
 		return copy_checked(b, bi);
 	case TRANS_BRANCH: case TRANS_CALL: case TRANS_RET:
 		return jump_translate(b, bi);
+	case TRANS_SYSTEM:
+		return system_translate(b, bi);
 	default:
 		return INSN_STEP;
 	}

@@ -31,7 +31,9 @@ static void emit_exit(struct block_build *b, enum trans_exit kind, unsigned offs
 	b->e.p += sizeof d;
 }
 
-void jump_indirect(struct block_build *b)
+void jump_indirect(struct block_build *b) { jump_indirect_mode(b, b->mode); }
+
+void jump_indirect_mode(struct block_build *b, unsigned mode)
 {
 	struct emitter *e = &b->e;
 	uint8_t *free_to_go, *found, *miss;
@@ -46,7 +48,7 @@ void jump_indirect(struct block_build *b)
 	patch8(free_to_go, e->p);
 	e3(e, 0x41, 0x0f, 0xb7), e1(e, 0xce);			/* movzx ecx, r14w */
 	e3(e, 0x8d, 0x0c, 0x09);				/* lea ecx, [rcx + rcx] */
-	emit_load(e, H_T1, hm_gs(OFF_HOT(jump) + 8 * b->mode));
+	emit_load(e, H_T1, hm_gs(OFF_HOT(jump) + 8 * mode));
 	m = (struct host_mem){ H_T1, H_RCX, 3, false, 0 };
 	emit_lea(e, H_T1, m);
 	emit_load(e, H_RCX, hm_base(H_T1, 0));

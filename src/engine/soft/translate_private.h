@@ -4,6 +4,7 @@
  *   translate.c        run loop: enter code, handle its exits
  *   translate_block.c  from guest bytes to one block of host code: decode, flag liveness, ends of blocks
  *   translate_insn.c   one instruction: operands rewritten, TLB checks, stack, special cases
+ *   translate_system.c SYSCALL and its kin
  *   translate_entry.c  the entry and exit trampolines
  *   codecache.c        where blocks live, look-up, invalidation
  *
@@ -111,6 +112,8 @@ static inline struct trans_vcpu *trans_of(struct vcpu *v) { return v->trans; }
 
 /* --- translate_entry.c --- */
 void trans_emit_trampolines(struct vcpu *v, struct emitter *e);
+/* Arithmetic flags := those of s.rflags. Clobbers RAX and RCX. */
+void emit_flags_load(struct emitter *e);
 
 /* --- codecache.c --- */
 struct tblock *cache_find(struct vcpu *v, uint32_t ram_page, unsigned offset, unsigned mode);
@@ -179,6 +182,8 @@ enum insn_result insn_translate(struct block_build *b, struct block_insn *bi);
 /* The guest's arithmetic flags to and from hot.save_flags. */
 void emit_flags_save(struct emitter *e);
 void emit_flags_restore(struct emitter *e);
+/* T0 := RFLAGS as the guest would see it, RF and VM clear, from s.rflags and what emit_flags_save() saved. Flags are lost. */
+void emit_rflags_whole(struct emitter *e);
 
 /* --- translate_jump.c: ends of blocks --- */
 enum insn_result jump_translate(struct block_build *b, struct block_insn *bi);
@@ -186,7 +191,13 @@ enum insn_result jump_translate(struct block_build *b, struct block_insn *bi);
 void jump_to_offset(struct block_build *b, int64_t target, bool poll, bool flags_live);
 /* Goes to the linear RIP in T0. */
 void jump_indirect(struct block_build *b);
+void jump_indirect_mode(struct block_build *b, unsigned mode);
 void emit_page_address(struct block_build *b, unsigned reg, int64_t offset);
+
+/* --- translate_system.c --- */
+enum insn_result system_translate(struct block_build *b, struct block_insn *bi);
+/* Does the block go on after it? */
+bool system_goes_on(const struct insn *in);
 
 /* --- translate_string.c --- */
 enum insn_result string_translate(struct block_build *b, struct block_insn *bi);

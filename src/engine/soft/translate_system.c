@@ -1,0 +1,177 @@
+/*
+ * System instructions that need no C: SYSCALL, SYSRET, SWAPGS, STAC, CLAC, reads of control registers.
+ *
+ * What they depend on besides registers (EFER, STAR, CR4) is boiled down to hot.syscall_* by
+ * vcpu_update_mode(); whatever is out of the ordinary steps in the interpreter. Those that change the TLB mode end
+ * their block and look the next one up in the other mode's jump cache.
+ */
+#include "engine/soft/translate_private.h"
+
+#define OFF_S(f) offsetof(struct vcpu, s.f)
+#define OFF_SEG(n) (offsetof(struct vcpu, s.seg) + (n) * sizeof(struct x86_segment))
+/* Limit, selector and attributes, as one 64-bit word. */
+#define OFF_SEG_REST(n) (OFF_SEG(n) + offsetof(struct x86_segment, limit))
+#define SYSRET_FLAGS 0x3c7fd7u
+
+static void step_if(struct block_build *b, struct block_insn *bi, unsigned cc)
+{
+	block_stub(b, STUB_STEP, emit_jcc(&b->e, cc), bi->offset)->flags_saved = true;
+}
+
+static void emit_copy(struct emitter *e, uint64_t from, uint64_t to)
+{
+	emit_load(e, H_T1, hm_gs(from));
+	emit_store(e, H_T1, hm_gs(to));
+}
+
+static void emit_zero(struct emitter *e, uint64_t off)
+{
+	emit_op_mem(e, true, 0xc7, 0, hm_gs(off));
+	e_u32(e, 0);
+}
+
+/* Flat CS and SS. */
+static void emit_segments(struct emitter *e, uint64_t cs, uint64_t ss)
+{
+	emit_zero(e, OFF_SEG(SEG_CS));
+	emit_copy(e, cs, OFF_SEG_REST(SEG_CS));
+	emit_zero(e, OFF_SEG(SEG_SS));
+	emit_copy(e, ss, OFF_SEG_REST(SEG_SS));
+}
+
+/* The block's mode with another TLB mode; false: no jump cache for it. */
+static bool other_mode(struct block_build *b, unsigned tlb_mode, unsigned *mode)
+{
+	*mode = TMODE(tlb_mode, TMODE_FP(b->mode));
+	return jump_cache_need(b->v, *mode) == 0;
+}
+
+static enum insn_result syscall_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	uint8_t ready = b->v->hot.syscall_mode;
+	unsigned mode;
+
+	if (!ready || !other_mode(b, ready - 1u, &mode))
+		return INSN_STEP;
+	emit_flags_save(e);
+	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(syscall_mode)), ready);
+	step_if(b, bi, CC_NE);
+	emit_rflags_whole(e);
+	emit_op_reg(e, true, 0x89, H_T0, H_R11);
+	emit_load(e, H_T1, hm_gs(OFF_S(sfmask)));
+	e3(e, 0x49, 0xf7, 0xd7);				/* not t1 */
+	emit_op_reg(e, false, 0x21, H_T1, H_T0);		/* and t0d, t1d */
+	e3(e, 0x41, 0x83, 0xce), e1(e, FLAG_FIXED);		/* or t0d, 2 */
+	emit_store(e, H_T0, hm_gs(OFF_S(rflags)));
+	emit_segments(e, OFF_HOT(syscall_cs), OFF_HOT(syscall_ss));
+	emit_store_imm8(e, hm_gs(offsetof(struct vcpu, tlb_mode)), ready - 1u);
+	emit_store(e, H_RAX, hm_gs(OFF_HOT(save_rax)));
+	emit_flags_load(e);
+	emit_load(e, H_RAX, hm_gs(OFF_HOT(save_rax)));
+	emit_page_address(b, H_RCX, bi->offset + bi->in.len);
+	emit_load(e, H_T0, hm_gs(OFF_S(lstar)));
+	jump_indirect_mode(b, mode);
+	return INSN_ENDS;
+}
+
+/* The 64-bit form. TF and AC are the interpreter's, and so is anything that may let an interrupt in. */
+static enum insn_result sysret_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	unsigned mode;
+
+	if (b->tlb_mode == TLB_USER || bi->in.opsize != 8 || !other_mode(b, TLB_USER, &mode))
+		return INSN_STEP;
+	emit_flags_save(e);
+	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(syscall_mode)), 0);
+	step_if(b, bi, CC_E);
+	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(irq_hint)), 0);
+	step_if(b, bi, CC_NE);
+	emit_op_reg(e, true, 0x89, H_RCX, H_T0);
+	e3(e, 0x49, 0xc1, 0xe6), e1(e, 16);			/* shl t0, 16 */
+	e3(e, 0x49, 0xc1, 0xfe), e1(e, 16);			/* sar t0, 16 */
+	emit_op_reg(e, true, 0x39, H_RCX, H_T0);		/* cmp t0, rcx: canonical? */
+	step_if(b, bi, CC_NE);
+	e3(e, 0x41, 0xf7, 0xc3), e_u32(e, FLAG_TF | FLAG_AC);	/* test r11d, .. */
+	step_if(b, bi, CC_NE);
+	emit_op_reg(e, false, 0x89, H_R11, H_T0);
+	e3(e, 0x41, 0x81, 0xe6), e_u32(e, SYSRET_FLAGS);	/* and t0d, .. */
+	e3(e, 0x41, 0x83, 0xce), e1(e, FLAG_FIXED);		/* or t0d, 2 */
+	emit_store(e, H_T0, hm_gs(OFF_S(rflags)));
+	emit_segments(e, OFF_HOT(sysret_cs), OFF_HOT(sysret_ss));
+	emit_store_imm8(e, hm_gs(offsetof(struct vcpu, tlb_mode)), TLB_USER);
+	emit_store(e, H_RAX, hm_gs(OFF_HOT(save_rax)));
+	emit_op_reg(e, true, 0x89, H_RCX, H_T0);
+	emit_flags_load(e);
+	emit_op_reg(e, true, 0x89, H_T0, H_RCX);
+	emit_load(e, H_RAX, hm_gs(OFF_HOT(save_rax)));
+	jump_indirect_mode(b, mode);
+	return INSN_ENDS;
+}
+
+static enum insn_result swapgs_translate(struct block_build *b)
+{
+	struct emitter *e = &b->e;
+
+	if (b->tlb_mode == TLB_USER)
+		return INSN_STEP;
+	emit_load(e, H_T0, hm_gs(OFF_SEG(SEG_GS)));
+	emit_load(e, H_T1, hm_gs(OFF_S(kernel_gs_base)));
+	emit_store(e, H_T0, hm_gs(OFF_S(kernel_gs_base)));
+	emit_store(e, H_T1, hm_gs(OFF_SEG(SEG_GS)));
+	return INSN_NEXT;
+}
+
+/* STAC, CLAC while CR4.SMAP is set: a bit, and the next instruction in the other mode. */
+static enum insn_result smap_translate(struct block_build *b, struct block_insn *bi, bool set)
+{
+	struct emitter *e = &b->e;
+	unsigned tlb_mode = set ? TLB_KERNEL_AC : TLB_KERNEL, mode;
+
+	if (b->tlb_mode == TLB_USER || !(b->v->s.cr4 & CR4_SMAP) || !other_mode(b, tlb_mode, &mode))
+		return INSN_STEP;
+	emit_flags_save(e);
+	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(smap)), 1);
+	step_if(b, bi, CC_NE);
+	emit_op_mem(e, false, 0x81, set ? 1 : 4, hm_gs(OFF_S(rflags)));
+	e_u32(e, set ? FLAG_AC : ~FLAG_AC);
+	emit_store_imm8(e, hm_gs(offsetof(struct vcpu, tlb_mode)), (uint8_t)tlb_mode);
+	emit_flags_restore(e);
+	emit_page_address(b, H_T0, bi->offset + bi->in.len);
+	jump_indirect_mode(b, mode);
+	return INSN_ENDS;
+}
+
+bool system_goes_on(const struct insn *in)
+{
+	return in->op == X86_SWAPGS || (in->op == X86_MOV_CR && in->ops[1].kind == OPK_CR);
+}
+
+static enum insn_result cr_read_translate(struct block_build *b, const struct insn *in)
+{
+	static const uint64_t off[] = { [0] = OFF_S(cr0), [2] = OFF_S(cr2), [3] = OFF_S(cr3), [4] = OFF_S(cr4) };
+	const struct operand *d = &in->ops[0], *s = &in->ops[1];
+	unsigned h;
+
+	if (in->lock || b->tlb_mode == TLB_USER || s->kind != OPK_CR || s->reg > 4 || s->reg == 1)
+		return INSN_STEP;
+	h = host_reg_of(d->reg);
+	emit_load(&b->e, h == H_NONE ? (unsigned)H_T0 : h, hm_gs(off[s->reg]));
+	if (h == H_NONE)
+		emit_store(&b->e, H_T0, hm_gs(OFF_GPR(d->reg)));
+	return INSN_NEXT;
+}
+
+enum insn_result system_translate(struct block_build *b, struct block_insn *bi)
+{
+	switch (bi->in.op) {
+	case X86_SYSCALL: return syscall_translate(b, bi);
+	case X86_SYSRET: return sysret_translate(b, bi);
+	case X86_SWAPGS: return swapgs_translate(b);
+	case X86_STAC: return smap_translate(b, bi, true);
+	case X86_CLAC: return smap_translate(b, bi, false);
+	case X86_MOV_CR: return cr_read_translate(b, &bi->in);
+	default: return INSN_STEP;
+	}
+}
