@@ -84,7 +84,9 @@ static void view_build(struct map *m)
 	for (uint64_t at = 0; n < VIEW_RANGES;) {
 		uint64_t end = UINT64_MAX;
 		struct region *r = owner_at(m, at, &end);
-		if (r)
+		if (r && n && v->range[n - 1].region == r && v->range[n - 1].end == at)
+			v->range[n - 1].end = end;	/* only a hidden window began or ended here */
+		else if (r)
 			v->range[n++] = (struct range){ at, end, r };
 		if (end == UINT64_MAX)
 			break;
