@@ -32,6 +32,11 @@ void fp_update_es(struct x86_xsave *f);
 /* The memory operand's linear address obeys `align` bytes, or #GP(0). */
 void fp_check_align(struct vcpu *v, const struct insn *in, unsigned align);
 
+/* Has it an MMX register as operand? */
+bool fp_has_mmx(const struct insn *in);
+/* TOP becomes 0, st[] turns with it, all tags valid (SDM vol. 3, 12.2). */
+void fp_enter_mmx(struct x86_xsave *f);
+
 void fp_native(struct vcpu *v, const struct insn *in);
 bool fp_control(struct vcpu *v, const struct insn *in);	/* false: not one of its */
 bool fp_vector_memory(struct vcpu *v, const struct insn *in);

@@ -11,14 +11,6 @@ static void store_word(struct vcpu *v, const struct insn *in, uint16_t word)
 		v->s.gpr[REG_RAX] = (v->s.gpr[REG_RAX] & ~0xffffull) | word;
 }
 
-static void init(struct x86_xsave *f)
-{
-	f->fcw = 0x37f;
-	f->fsw = f->fop = 0;
-	f->ftw_abridged = 0;
-	f->fip = f->fdp = 0;
-}
-
 static void mxcsr_load(struct vcpu *v, const struct insn *in)
 {
 	uint32_t value = (uint32_t)mem_load(v, in->mem.seg, mem_effective(v, in), 4);
@@ -58,10 +50,6 @@ bool fp_control(struct vcpu *v, const struct insn *in)
 		return true;
 	case X86_FNCLEX:
 		f->fsw &= 0x7f00;
-		return true;
-	case X86_FNINIT:
-		f->xstate_bv |= XSTATE_X87;
-		init(f);
 		return true;
 	case X86_FWAIT: case X86_FNENI: case X86_FNDISI: case X86_FNSETPM: return true;
 	default: return false;

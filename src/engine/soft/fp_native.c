@@ -136,12 +136,6 @@ static __attribute__((noinline)) void call_on_guest_state(const void *stub, stru
 		  "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
 }
 
-/* FLDENV, FNSTENV, FRSTOR, FNSAVE move the masks themselves: they run with the guest's own. */
-static bool moves_environment(unsigned op)
-{
-	return op == X86_FLDENV || op == X86_FNSTENV || op == X86_FRSTOR || op == X86_FNSAVE;
-}
-
 struct operands { int memory, gpr; };
 static struct operands find_operands(const struct insn *in)
 {
@@ -156,51 +150,34 @@ static struct operands find_operands(const struct insn *in)
 }
 
 /* After the run: which exceptions has the guest unmasked? Raises them, with nothing but flags committed. */
-static void settle_vector(struct vcpu *v, const struct x86_xsave *before, uint32_t guest)
+static void settle_vector(struct vcpu *v, const struct insn *in, const struct x86_xsave *before, uint32_t guest)
 {
 	struct x86_xsave *f = &v->s.fpu;
-	uint32_t raised = f->mxcsr & MXCSR_FLAGS;
-	if (raised & ~(guest >> 7)) {
+	uint32_t raised = f->mxcsr & MXCSR_FLAGS, unmasked = raised & ~(guest >> 7);
+	if (unmasked) {
+		if (unmasked & EXC_BEFORE)	/* then none looks at what the results would have been */
+			raised &= EXC_BEFORE;
 		memcpy(f->raw, before->raw, sizeof f->raw);
 		f->mxcsr = guest | raised;
+		if (fp_has_mmx(in))
+			fp_enter_mmx(f);
 		vcpu_raise(v, v->s.cr4 & CR4_OSXMMEXCPT ? EXC_XM : EXC_UD);
 	}
 	f->mxcsr = guest | raised;
 }
 
-static void settle_x87(struct vcpu *v, const struct x86_xsave *before, uint16_t guest)
-{
-	struct x86_xsave *f = &v->s.fpu;
-	uint16_t raised = f->fsw & FSW_FLAGS, conditions = f->fsw & 0x4740;
-	if (raised & (uint16_t)~guest & EXC_BEFORE) {
-		memcpy(f->raw, before->raw, sizeof f->raw);
-		f->fsw = (uint16_t)((f->fsw & 0x3800) | conditions | raised);
-	}
-	f->fcw = guest;
-	f->xstate_bv |= XSTATE_X87;
-	fp_update_es(f);
-}
-
+/* x87 exceptions are taken at the next waiting instruction, so x87 runs with the guest's own masks: what an unmasked
+ * one leaves in registers and memory is exact. */
 static void run(struct vcpu *v, const struct insn *in, struct fp_frame *frame)
 {
 	struct x86_xsave *f = &v->s.fpu, before;
-	bool x87 = in->row->cls == CLASS_X87, environment = moves_environment(in->op);
 	uint32_t mxcsr = f->mxcsr;
-	uint16_t fcw = f->fcw;
-	bool unmasked = (mxcsr & MXCSR_MASKS) != MXCSR_MASKS || (fcw & FSW_FLAGS) != FSW_FLAGS;
-	if (unmasked)
+	if ((mxcsr & MXCSR_MASKS) != MXCSR_MASKS)
 		memcpy(before.raw, f->raw, sizeof before.raw);
 	f->mxcsr = (mxcsr & ~MXCSR_FLAGS) | MXCSR_MASKS;
-	if (!environment) {
-		f->fcw |= FSW_FLAGS;
-		f->fsw &= (uint16_t)~(FSW_ES | FSW_B);
-	}
+	fp_update_es(f);
 	call_on_guest_state(fp_stub(v, in, emit_stub), frame, f);
-	if (x87 && !environment)
-		settle_x87(v, &before, fcw);
-	else if (!environment)
-		f->fcw = fcw;
-	settle_vector(v, &before, mxcsr);
+	settle_vector(v, in, &before, mxcsr);
 }
 
 void fp_native(struct vcpu *v, const struct insn *in)
@@ -214,10 +191,11 @@ void fp_native(struct vcpu *v, const struct insn *in)
 	const struct operand *m = o.memory >= 0 ? &in->ops[o.memory] : NULL, *g = o.gpr >= 0 ? &in->ops[o.gpr] : NULL;
 	uint64_t offset = m ? mem_effective(v, in) : 0;
 	ASSERT(!m || m->size <= sizeof memory);
-	if (m && m->read)
-		mem_load_n(v, in->mem.seg, offset, memory, m->size);
 	if (m && m->write)
 		mem_probe_store(v, in->mem.seg, offset, m->size);
+	/* A store that an unmasked x87 exception stops leaves what was there. */
+	if (m && (m->read || (in->row->cls == CLASS_X87 && (v->s.fpu.fcw & FSW_FLAGS) != FSW_FLAGS)))
+		mem_load_n(v, in->mem.seg, offset, memory, m->size);
 	if (g)
 		frame.rax = v->s.gpr[g->reg];
 	run(v, in, &frame);

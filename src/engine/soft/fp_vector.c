@@ -119,8 +119,21 @@ static void masked_bytes(struct vcpu *v, const struct insn *in, const uint8_t *v
 			mem_store(v, seg, wrap(in, di + i), 1, value[i]);
 }
 
-static void mmx_entered(struct x86_xsave *f)
+bool fp_has_mmx(const struct insn *in)
 {
+	for (unsigned i = 0; i < in->nops; i++)
+		if (in->ops[i].kind == OPK_MMX)
+			return true;
+	return false;
+}
+
+void fp_enter_mmx(struct x86_xsave *f)
+{
+	unsigned top = f->fsw >> 11 & 7;
+	uint8_t turned[8][16];
+	for (unsigned i = 0; i < 8; i++)
+		memcpy(turned[i], f->st[(i - top) & 7].b, 16);
+	memcpy(f->st, turned, sizeof turned);
 	f->fsw &= (uint16_t)~0x3800;
 	f->ftw_abridged = 0xff;
 	f->xstate_bv |= XSTATE_X87;
@@ -139,13 +152,7 @@ static void maskmovq(struct vcpu *v, const struct insn *in)
 	memcpy(value, mmx(f, in->ops[1].reg), 8);
 	memcpy(mask, mmx(f, in->ops[2].reg), 8);
 	masked_bytes(v, in, value, mask, 8);
-	/* TOP becomes 0: st[] turns with it */
-	unsigned top = f->fsw >> 11 & 7;
-	uint8_t turned[8][16];
-	for (unsigned i = 0; i < 8; i++)
-		memcpy(turned[i], f->st[(i - top) & 7].b, 16);
-	memcpy(f->st, turned, sizeof turned);
-	mmx_entered(f);
+	fp_enter_mmx(f);
 }
 
 bool fp_vector_memory(struct vcpu *v, const struct insn *in)
