@@ -153,14 +153,19 @@ INTERP_HANDLER(op_popf)
 	vcpu_update_mode(v);
 }
 
+/* CLAC, STAC: above CPL 0 it is #UD, not #GP. */
 INTERP_HANDLER(op_clac)
 {
+	if (state_cpl(&v->s))
+		vcpu_raise(v, EXC_UD);
 	v->s.rflags &= ~(uint64_t)FLAG_AC;
 	vcpu_update_mode(v);
 }
 
 INTERP_HANDLER(op_stac)
 {
+	if (state_cpl(&v->s))
+		vcpu_raise(v, EXC_UD);
 	v->s.rflags |= FLAG_AC;
 	vcpu_update_mode(v);
 }
