@@ -425,8 +425,12 @@ static void *rmw_ptr(struct vcpu *v, unsigned seg, uint64_t offset, unsigned n, 
 		return (void *)(va + t->addend);
 	canonical_check(v, seg, va, n);
 	page_translate(v, v->tlb_mode, va, true, pa);
-	if (first_part(va, n) < n)
+	if (first_part(va, n) < n) {
+		struct page_access second;
+		page_translate(v, v->tlb_mode, next_page(v, va), true, &second);
+		pa->code = false;
 		return NULL;
+	}
 	if (pa->hva && unlikely(interp_of(v)->data_bps))
 		debug_data_access(v, va, n, true);
 	return pa->hva;
