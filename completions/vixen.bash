@@ -1,0 +1,61 @@
+# Completion of vixen for bash.
+
+_vixen_images()
+{
+	vixen image list --format json 2>/dev/null | sed -n 's/.*"name": *"\([^"]*\)".*/\1/p'
+}
+
+_vixen_run()
+{
+	case $prev in
+	--engine) COMPREPLY=($(compgen -W 'auto soft kvm' -- "$cur")) ;;
+	--cpu) COMPREPLY=($(compgen -W 'x86-64-v2 x86-64-v3 host' -- "$cur")) ;;
+	--firmware) COMPREPLY=($(compgen -W 'bios uefi' -- "$cur") $(compgen -f -- "$cur")) ;;
+	--net) COMPREPLY=($(compgen -W 'user none' -- "$cur")) ;;
+	--console) COMPREPLY=($(compgen -W 'stdio none file:' -- "$cur")) ;;
+	--kernel | --initrd | --disk | --cdrom) COMPREPLY=($(compgen -f -- "$cur")) ;;
+	--name | --cpus | --memory | --append) ;;
+	*) case $cur in
+	   -*) COMPREPLY=($(compgen -W '--name --engine --cpu --cpus --memory --kernel --initrd --append --firmware --disk
+		--cdrom --net --console --no-reboot --interpret --help' -- "$cur")) ;;
+	   *) COMPREPLY=($(compgen -W "$(_vixen_images)" -- "$cur") $(compgen -f -- "$cur")) ;;
+	   esac ;;
+	esac
+}
+
+_vixen_image()
+{
+	case $prev in
+	--format) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
+	--arch) COMPREPLY=($(compgen -W 'amd64 i386' -- "$cur")); return ;;
+	--name | --kernel-package | --size | --include | --mirror) return ;;
+	esac
+	if [ "$COMP_CWORD" = 2 ]; then
+		COMPREPLY=($(compgen -W 'build list info --help' -- "$cur"))
+		return
+	fi
+	case ${COMP_WORDS[2]} in
+	build) COMPREPLY=($(compgen -W 'debian-12 --name --arch --kernel-package --size --include --mirror --force
+		--help' -- "$cur")) ;;
+	list) COMPREPLY=($(compgen -W '--format --help' -- "$cur")) ;;
+	info) COMPREPLY=($(compgen -W "$(_vixen_images) --help" -- "$cur")) ;;
+	esac
+}
+
+_vixen()
+{
+	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+	COMPREPLY=()
+	if [ "$COMP_CWORD" = 1 ]; then
+		COMPREPLY=($(compgen -W 'run image doctor help version --help' -- "$cur"))
+		return
+	fi
+	case ${COMP_WORDS[1]} in
+	run) _vixen_run ;;
+	image) _vixen_image ;;
+	doctor) [ "$prev" = --format ] && COMPREPLY=($(compgen -W 'table json' -- "$cur")) ||
+		COMPREPLY=($(compgen -W '--format --help' -- "$cur")) ;;
+	help) COMPREPLY=($(compgen -W 'run image doctor version' -- "$cur")) ;;
+	esac
+}
+complete -o filenames -F _vixen vixen

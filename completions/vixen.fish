@@ -1,0 +1,33 @@
+# Completion of vixen for fish.
+complete -c vixen -n __fish_use_subcommand -f -a 'run\t"start a virtual machine" image\t"guest images" doctor\t"what this host offers" help version'
+complete -c vixen -l help -d 'Explain'
+
+set -l run '__fish_seen_subcommand_from run'
+complete -c vixen -n $run -x -l name -d 'What the machine is called'
+complete -c vixen -n $run -x -l engine -a 'auto soft kvm' -d 'How guest code is run'
+complete -c vixen -n $run -x -l cpu -a 'x86-64-v2 x86-64-v3 host' -d 'CPU model'
+complete -c vixen -n $run -x -l cpus -d 'Virtual CPUs'
+complete -c vixen -n $run -x -l memory -d 'Memory'
+complete -c vixen -n $run -r -l kernel -d 'Kernel to boot'
+complete -c vixen -n $run -r -l initrd -d 'Initial RAM disk'
+complete -c vixen -n $run -x -l append -d 'Kernel command line'
+complete -c vixen -n $run -r -l firmware -a 'bios uefi' -d 'Boot through firmware'
+complete -c vixen -n $run -r -l disk -d 'A disk'
+complete -c vixen -n $run -r -l cdrom -d 'A read-only disk'
+complete -c vixen -n $run -x -l net -a 'user none' -d 'Network card'
+complete -c vixen -n $run -r -l console -a 'stdio none file:' -d 'First serial port'
+complete -c vixen -n $run -f -l no-reboot -d 'End when the guest resets'
+complete -c vixen -n $run -f -l interpret -d 'Interpret only'
+
+set -l image '__fish_seen_subcommand_from image'
+complete -c vixen -n "$image; and not __fish_seen_subcommand_from build list info" -f -a 'build list info'
+set -l build "$image; and __fish_seen_subcommand_from build"
+complete -c vixen -n $build -f -a debian-12
+complete -c vixen -n $build -x -l name -d 'What the image is called'
+complete -c vixen -n $build -x -l arch -a 'amd64 i386' -d 'Which Debian'
+complete -c vixen -n $build -x -l kernel-package -d Kernel
+complete -c vixen -n $build -x -l size -d 'Size of the disk'
+complete -c vixen -n $build -x -l include -d 'More packages'
+complete -c vixen -n $build -x -l mirror -d 'Where packages come from'
+complete -c vixen -n $build -f -l force -d 'Build again'
+complete -c vixen -n '__fish_seen_subcommand_from list doctor' -x -l format -a 'table json' -d Output
