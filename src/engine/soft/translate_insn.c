@@ -4,6 +4,7 @@
  * Of an instruction's operands at most one is in memory (T0 and T1 then form its address, one of them stays free);
  * guest r13-r15 pass through what is free. Nothing is committed before the access has been checked.
  */
+#include "cpu/model.h"
 #include "engine/soft/translate_private.h"
 
 /* The fields of an instruction that name registers. */
@@ -563,6 +564,9 @@ enum insn_result insn_translate(struct block_build *b, struct block_insn *bi)
 {
 	const struct insn *in = &bi->in;
 
+	/* The host may have what the guest's CPU lacks: the interpreter knows what becomes of it then. */
+	if (!cpu_model_has(b->v->en->model, in->row->feature))
+		return INSN_STEP;
 	switch (in->op) {
 	case X86_NOP: case X86_PREFETCH:
 		return INSN_NEXT;
