@@ -192,6 +192,182 @@ static void pcid(void)
 	WRITE_CR(4, READ_CR(4) & ~(1ull << 17));
 }
 
+/* --- PCIDs: two address spaces that differ in one page --- */
+
+#define PCIDE (1ull << 17)
+#define KEEP (1ull << 63)
+
+static struct { uint64_t cr3, gva; uint64_t *pte; } space[2];
+
+static void cr3_write(void *p) { WRITE_CR(3, *(uint64_t *)p); }
+static void pcide_on(void *p) { WRITE_CR(4, READ_CR(4) | PCIDE); }
+static void invpcid(uint64_t type, uint64_t pcid, uint64_t gva)
+{
+	struct { uint64_t pcid, gva; } d = { pcid, gva };
+	__asm__ volatile("invpcid %0, %1" : : "m"(d), "r"(type) : "memory");
+}
+static void invpcid_bad_type(void *p) { invpcid(4, 0, 0); }
+static void invpcid_bad_pcid(void *p) { invpcid(0, 0x1000, 0); }
+static void invpcid_bad_address(void *p) { invpcid(0, 0, 1ull << 47); }
+
+static unsigned see(uint64_t gva) { return *(volatile uint8_t *)gva; }
+static unsigned call(uint64_t gva) { return ((unsigned (*)(void))gva)(); }
+/* To space 0 or 1, keeping what it knows. */
+static void go(int n) { WRITE_CR(3, space[n].cr3 | KEEP); }
+
+/* Both pages: the byte 1 or 2, and at 16 a function that returns it. */
+static void page_fill(uint64_t page, uint8_t value)
+{
+	const uint8_t code[] = { 0xb8, value, 0, 0, 0, 0xc3 };
+	*(uint8_t *)page = value;
+	memcpy((void *)(page + 16), code, sizeof code);
+}
+
+/* Space 0 has PCID 1 and shows page_a at gva; space 1 has PCID 2 and shows page_b. */
+static void spaces_make(uint64_t gva)
+{
+	uint64_t old = READ_CR(3);
+	page_fill(page_a, 1);
+	page_fill(page_b, 2);
+	for (int n = 0; n < 2; n++) {
+		uint64_t *pml4 = page_alloc();
+		for (int i = 0; i < 512; i++)
+			pml4[i] = boot_pml4[i];
+		pml4[gva >> 39 & 511] = 0;
+		WRITE_CR(3, pml4);
+		space[n].gva = gva;
+		space[n].pte = page_entry(gva, true);
+		*space[n].pte = (n ? page_b : page_a) | 3;
+		space[n].cr3 = (uint64_t)pml4 | (n + 1u);
+	}
+	WRITE_CR(3, old);
+}
+
+/* In space 0: gva is known as page_a; then, from space 1, its entry says page_b and `forget` runs. */
+static void forgets(const char *name, uint64_t flags, void (*forget)(void), bool keep)
+{
+	uint64_t gva = space[0].gva;
+	*space[0].pte = page_a | 3 | flags;
+	WRITE_CR(3, space[0].cr3);
+	invlpg(gva);
+	unsigned before = see(gva), code = call(gva + 16);
+	go(1);
+	*space[0].pte = page_b | 3 | flags;
+	forget();
+	WRITE_CR(3, space[0].cr3 | (keep ? KEEP : 0));
+	check(before == 1 && code == 1 && see(gva) == 2 && call(gva + 16) == 2, name, "%u %u", before, code);
+	*space[0].pte = page_a | 3;
+	invlpg(gva);
+	go(1);
+	invlpg(gva);
+}
+
+static void forget_none(void) { }
+static void forget_pge(void) { WRITE_CR(4, READ_CR(4) ^ 0x80); WRITE_CR(4, READ_CR(4) ^ 0x80); }
+static void forget_pcide(void)
+{
+	WRITE_CR(4, READ_CR(4) & ~PCIDE);
+	uint64_t cr3 = READ_CR(3);
+	WRITE_CR(3, cr3 & ~0xfffull);
+	WRITE_CR(4, READ_CR(4) | PCIDE);
+	WRITE_CR(3, cr3);
+}
+static void forget_invlpg(void) { invlpg(space[0].gva); }
+static void forget_inv0(void) { invpcid(0, 1, space[0].gva); }
+static void forget_inv1(void) { invpcid(1, 1, 0); }
+static void forget_inv2(void) { invpcid(2, 0, 0); }
+static void forget_inv3(void) { invpcid(3, 0, 0); }
+static void forget_wp(void) { WRITE_CR(0, READ_CR(0) ^ 0x10000); WRITE_CR(0, READ_CR(0) ^ 0x10000); }
+
+static void pcid_alternate(void)
+{
+	uint64_t gva = space[0].gva;
+	unsigned wrong = 0;
+
+	for (unsigned i = 0; i < 200; i++) {
+		go(i & 1);
+		wrong += see(gva) != (i & 1) + 1;
+		wrong += call(gva + 16) != (i & 1) + 1;
+	}
+	CHECK(wrong == 0, "data and code follow the address space, without flushes");
+	go(0);
+	*(volatile uint8_t *)(gva + 8) = 0x55;
+	go(1);
+	CHECK(*(uint8_t *)(page_a + 8) == 0x55 && *(uint8_t *)(page_b + 8) != 0x55, "and so do stores");
+	*space[0].pte = page_a | 3;
+	WRITE_CR(3, space[0].cr3);
+	(void)see(gva);
+	go(1);
+	go(0);
+	*(volatile uint8_t *)gva = 1;
+	CHECK((*space[0].pte & 0x60) == 0x60, "a write through a kept clean translation sets D");
+	*space[0].pte = page_a | 1;
+	WRITE_CR(3, space[0].cr3);
+	(void)see(gva);
+	go(1);
+	go(0);
+	check(try(store, (void *)gva) == 14 && caught.error == 3, "a kept read-only translation refuses writes", "");
+	*space[0].pte = page_a | 3;
+	check(try(store, (void *)gva) == -1, "more rights need no invalidation", "");
+	check(try_user(load, (void *)gva) == 14 && caught.error == 5, "nor does it serve the user", "");
+}
+
+static void pcid_spaces(void)
+{
+	uint64_t old = READ_CR(3), v;
+
+	if (!cpu_has(1, 2, 17))
+		return;
+	v = old | KEEP;
+	check(try(cr3_write, &v) == 13, "CR3 bit 63 without CR4.PCIDE is #GP", "");
+	WRITE_CR(3, old | 8);
+	check(try(pcide_on, 0) == 13, "CR4.PCIDE with a PCID in CR3 is #GP", "");
+	WRITE_CR(3, old);
+	spaces_make(5ull << 39);
+	WRITE_CR(4, READ_CR(4) | PCIDE);
+	go(1);
+	CHECK(READ_CR(3) == space[1].cr3, "CR3 reads without bit 63");
+	pcid_alternate();
+	go(1);
+	forgets("CR3 load without bit 63 forgets that PCID", 0, forget_none, false);
+	forgets("toggling PGE forgets all PCIDs", 0, forget_pge, true);
+	forgets("toggling PGE forgets global pages", G, forget_pge, true);
+	forgets("clearing PCIDE forgets all PCIDs", 0, forget_pcide, true);
+	forgets("INVLPG forgets global pages of other PCIDs", G, forget_invlpg, true);
+	forgets("toggling WP forgets nothing wrong", 0, forget_wp, false);
+	if (cpu_has(7, 1, 10)) {
+		forgets("INVPCID 0 forgets an address of another PCID", 0, forget_inv0, true);
+		forgets("INVPCID 1 forgets another PCID", 0, forget_inv1, true);
+		forgets("INVPCID 2 forgets everything", 0, forget_inv2, true);
+		forgets("INVPCID 2 forgets global pages", G, forget_inv2, true);
+		forgets("INVPCID 3 forgets all PCIDs", 0, forget_inv3, true);
+		check(try(invpcid_bad_type, 0) == 13, "INVPCID of type 4 is #GP", "");
+		check(try(invpcid_bad_pcid, 0) == 13, "INVPCID of PCID 4096 is #GP", "");
+		check(try(invpcid_bad_address, 0) == 13, "INVPCID of a non-canonical address is #GP", "");
+	}
+	WRITE_CR(3, old);
+	WRITE_CR(4, READ_CR(4) & ~PCIDE);
+}
+
+/* One INVLPG takes a whole large page along, whatever pieces of it were used. */
+static void large_invalidation(void)
+{
+	uint64_t *pd = page_alloc(), *pdpt = page_alloc(), gva = 6ull << 39;
+
+	pdpt[0] = (uint64_t)pd | 7;
+	boot_pml4[6] = (uint64_t)pdpt | 7;
+	pd[0] = 0x400000 | 0x83;
+	page_fill(0x400000 + 0x5000, 1);
+	page_fill(0x600000 + 0x5000, 2);
+	CHECK(see(gva + 0x5000) == 1 && call(gva + 0x5010) == 1, "2 MiB page, some way in");
+	(void)see(gva);
+	pd[0] = 0x600000 | 0x83;
+	invlpg(gva + 0x1ff000);
+	CHECK(see(gva + 0x5000) == 2 && call(gva + 0x5010) == 2, "invlpg forgets all of a 2 MiB page");
+	boot_pml4[6] = 0;
+	WRITE_CR(3, READ_CR(3));
+}
+
 static void sizes(void)
 {
 	boot_pd[0][6] = 0x400000 | 0x87;	/* 12 MiB shows 4 MiB */
@@ -226,6 +402,8 @@ int main(void)
 	invalidation();
 	smep_smap();
 	pcid();
+	pcid_spaces();
 	sizes();
+	large_invalidation();
 	return 0;
 }

@@ -5,6 +5,7 @@
 #define VIXEN_ENGINE_SOFT_INTERP_H
 
 #include "engine/soft/soft.h"
+#include "engine/soft/tlb.h"
 
 typedef void interp_fn(struct vcpu *v, const struct insn *in);
 
@@ -81,6 +82,7 @@ struct interp {
 	uint32_t rmw_page;
 	uint16_t rmw_first, rmw_last;
 	bool rmw_code;
+	struct walk_cache walks;	/* engine/soft/tlb.h */
 	struct decoded scratch;		/* instruction that crosses a page, or from a device */
 };
 

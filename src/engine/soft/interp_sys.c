@@ -66,9 +66,10 @@ void sys_set_cr0(struct vcpu *v, uint64_t value)
 static void set_cr3(struct vcpu *v, uint64_t value)
 {
 	struct x86_state *s = &v->s;
+	bool keep = state_long(s) && (s->cr4 & CR4_PCIDE) && value >> 63;
 
 	if (state_long(s)) {
-		if (s->cr4 & CR4_PCIDE)
+		if (keep)
 			value &= ~(1ull << 63);
 		if (value >> cpu_model_phys_bits(v->en->model))
 			gp(v);
@@ -78,7 +79,7 @@ static void set_cr3(struct vcpu *v, uint64_t value)
 	if (pae_paging(s))
 		load_pdptes_from(v, value);
 	s->cr3 = value;
-	tlb_flush_non_global(v);
+	tlb_switch(v, keep);
 }
 
 static void set_cr4(struct vcpu *v, uint64_t value)
@@ -222,7 +223,9 @@ INTERP_HANDLER(op_invpcid)
 	if (type == 0) {
 		if (!va_canonical(v, va))
 			gp(v);
-		tlb_flush_page(v, va);
+		tlb_flush_pcid_page(v, (unsigned)pcid, va);
+	} else if (type == 1) {
+		tlb_flush_pcid(v, (unsigned)pcid);
 	} else if (type == 2) {
 		tlb_flush_all(v);
 	} else {

@@ -1,6 +1,6 @@
 #include "engine/soft/mem.h"
 
-#include "cpu/mmu.h"
+#include "engine/soft/tlb.h"
 
 /* One page of an access, translated. */
 struct page_access {
@@ -59,64 +59,6 @@ static void alignment_check(struct vcpu *v, uint64_t va, unsigned size)
 
 /* --- TLB --- */
 
-static void tlb_clear(struct tlb_entry *t, unsigned index)
-{
-	t->tag_read = t->tag_write = tlb_invalid(index);
-	t->info = 0;
-}
-
-void tlb_flush_all(struct vcpu *v)
-{
-	for (unsigned m = 0; m < TLB_MODES; m++)
-		for (unsigned i = 0; i < TLB_ENTRIES; i++)
-			tlb_clear(&v->tlb[m][i], i);
-	interp_of(v)->epoch_all++;
-	interp_of(v)->epoch_local++;
-	interp_of(v)->fetch_epoch++;
-	interp_of(v)->stop_block = true;
-}
-
-void tlb_flush_non_global(struct vcpu *v)
-{
-	for (unsigned m = 0; m < TLB_MODES; m++)
-		for (unsigned i = 0; i < TLB_ENTRIES; i++)
-			if (!(v->tlb[m][i].info & 1))
-				tlb_clear(&v->tlb[m][i], i);
-	interp_of(v)->epoch_local++;
-	interp_of(v)->fetch_epoch++;
-	interp_of(v)->stop_block = true;
-}
-
-void tlb_flush_page(struct vcpu *v, uint64_t gva)
-{
-	struct interp *ip = interp_of(v);
-
-	for (unsigned m = 0; m < TLB_MODES; m++)
-		tlb_clear(&v->tlb[m][tlb_index(gva)], tlb_index(gva));
-	ip->fetch[(gva >> GUEST_PAGE_SHIFT) % FETCH_ENTRIES].tag = ~0ull;
-	if (ip->flushed_count < FLUSHED_PAGES)
-		ip->flushed[ip->flushed_count] = gva & GUEST_PAGE_MASK;
-	if (ip->flushed_count <= FLUSHED_PAGES)
-		ip->flushed_count++;
-	ip->fetch_epoch++;
-	ip->stop_block = true;
-}
-
-void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva)
-{
-	struct tlb_entry *t = &v->tlb[0][0];
-
-	for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++, t++)
-		if (!rw_hva || t->tag_write + t->addend == (uint64_t)(uintptr_t)rw_hva)
-			t->tag_write = tlb_invalid(i % TLB_ENTRIES);
-}
-
-static unsigned access_flags(enum tlb_mode mode, bool write)
-{
-	return (write ? MMU_WRITE : 0) | (mode == TLB_USER ? MMU_USER : 0) |
-	       (mode == TLB_KERNEL ? MMU_SMAP : 0);
-}
-
 /* May this page's writes skip the slow path? Says so to code_watch() first, then looks: the order is the
  * partner of the one in code_watch(). */
 static bool page_writable_fast(struct vcpu *v, uint32_t ram_page)
@@ -143,7 +85,9 @@ static void tlb_install(struct vcpu *v, enum tlb_mode mode, uint64_t va, const s
 	t->tag_read = page;
 	t->tag_write = tlb_invalid(tlb_index(va));
 	t->addend = (uint64_t)(uintptr_t)hva - page;
-	t->info = (r->gpa & GUEST_PAGE_MASK) | (r->global ? 1 : 0);
+	t->info = (t->info & ~(GUEST_PAGE_MASK | 1)) | (r->gpa & GUEST_PAGE_MASK) | (r->global ? 1 : 0);
+	if (!r->global)
+		tlb_note_local(v, mode * TLB_ENTRIES + tlb_index(va));
 	if ((write || (r->writable && r->dirty)) && pi->rw_hva && page_writable_fast(v, pi->ram_page)) {
 		map_mark_dirty(v->en->map, pi->ram_page);
 		t->tag_write = page;
@@ -157,7 +101,7 @@ static void page_translate(struct vcpu *v, enum tlb_mode mode, uint64_t va, bool
 	struct page_info pi;
 	uint32_t err;
 
-	if (!mmu_walk(&v->s, v->en->map, va, access_flags(mode, write), &r, &err))
+	if (!tlb_walk(v, mode, va, write, &r, &err))
 		vcpu_raise_pf(v, va, err);
 	pi = map_page(v->en->map, r.gpa);
 	pa->gpa = r.gpa;
@@ -488,7 +432,7 @@ uint64_t mem_fetch_gpa(struct vcpu *v, uint64_t va)
 
 	if (fe->tag == tag && fe->epoch == (fe->global ? ip->epoch_all : ip->epoch_local))
 		return fe->gpa | (va & ~GUEST_PAGE_MASK);
-	if (!mmu_walk(&v->s, v->en->map, va, MMU_FETCH | (user ? MMU_USER : 0), &r, &err))
+	if (!tlb_walk(v, user ? WALK_FETCH_USER : WALK_FETCH, va, false, &r, &err))
 		vcpu_raise_pf(v, va, err);
 	*fe = (struct fetch_entry){ .tag = tag, .gpa = r.gpa & GUEST_PAGE_MASK, .global = r.global,
 				    .epoch = r.global ? ip->epoch_all : ip->epoch_local };

@@ -1,7 +1,7 @@
 /*
  * The software engine: what the vCPUs of one VM share, and the interpreter's private part of each.
  *
- *   soft.c      create, run loop, kick, state, TSC        mem.c    TLB and guest memory
+ *   soft.c      create, run loop, kick, state, TSC        mem.c    guest memory; tlb.c its translations
  *   code.c      which RAM holds code, who wrote to it     event.c  exceptions, interrupts, IRET's partner
  *   interp*.c   decoded blocks and the instructions       segment.c task.c  descriptors and tasks
  */

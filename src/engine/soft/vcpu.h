@@ -30,7 +30,7 @@
 struct tlb_entry {
 	uint64_t tag_read, tag_write;
 	uint64_t addend;	/* host address - linear address */
-	uint64_t info;		/* bits 63..12 GPA of the page; bit 0: global */
+	uint64_t info;		/* bits 63..12 GPA of the page; bit 0: global; bit 1: tlb.c's */
 };
 enum tlb_mode { TLB_USER, TLB_KERNEL /* SMAP on, AC clear */, TLB_KERNEL_AC /* SMAP off or AC set */, TLB_MODES };
 #define TLB_BITS 10

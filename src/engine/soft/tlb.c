@@ -1,0 +1,238 @@
+#include "engine/soft/tlb.h"
+
+#include <string.h>
+
+#include "engine/soft/interp.h"
+
+#define TLB_LISTED 2u	/* in tlb_entry.info: the entry is in walk_cache.list */
+
+static struct walk_cache *walks_of(struct vcpu *v) { return &interp_of(v)->walks; }
+
+static unsigned current_pcid(const struct vcpu *v) { return v->s.cr4 & CR4_PCIDE ? v->s.cr3 & 0xfff : 0; }
+
+static void tlb_clear(struct tlb_entry *t, unsigned index)
+{
+	t->tag_read = t->tag_write = tlb_invalid(index % TLB_ENTRIES);
+	t->info &= TLB_LISTED;
+}
+
+/* --- the walk cache --- */
+
+static struct walk_entry *walk_slot(struct walk_cache *w, uint64_t va_kind, unsigned tag)
+{
+	uint64_t key = (va_kind ^ va_kind >> 12 ^ (uint64_t)tag << 40) * 0x9e3779b97f4a7c15ull;
+
+	return &w->e[key >> (64 - WALK_BITS)];
+}
+
+static bool walk_fresh(const struct walk_cache *w, const struct walk_entry *e)
+{
+	if (e->stamp <= w->flushed_all)
+		return false;
+	return e->tag == WALK_GLOBAL || (e->stamp > w->flushed_local && e->stamp > w->flushed[e->tag]);
+}
+
+static bool walk_lookup(struct walk_cache *w, uint64_t va_kind, unsigned tag, bool write, struct mmu_result *out)
+{
+	const struct walk_entry *e = walk_slot(w, va_kind, tag);
+	uint64_t need = WALK_WRITABLE | WALK_DIRTY;
+
+	if (e->va_kind != va_kind || e->tag != tag || !walk_fresh(w, e) || (write && (e->gpa & need) != need))
+		return false;
+	out->gpa = e->gpa & GUEST_PAGE_MASK;
+	out->writable = e->gpa & WALK_WRITABLE;
+	out->dirty = e->gpa & WALK_DIRTY;
+	out->global = e->gpa & WALK_IS_GLOBAL;
+	return true;
+}
+
+static void large_note(struct walk_cache *w, uint64_t va, unsigned shift)
+{
+	if (shift == 30)
+		w->huge[va >> 36 & 15] |= 1ull << (va >> 30 & 63);
+	else
+		w->large[va >> 27 & 511] |= 1ull << (va >> 21 & 63);
+	if (shift == 22)	/* the other half */
+		w->large[(va ^ 1u << 21) >> 27 & 511] |= 1ull << ((va ^ 1u << 21) >> 21 & 63);
+}
+
+static bool large_met(const struct walk_cache *w, uint64_t va)
+{
+	return (w->large[va >> 27 & 511] >> (va >> 21 & 63) & 1) || (w->huge[va >> 36 & 15] >> (va >> 30 & 63) & 1);
+}
+
+static void walk_put(struct walk_cache *w, uint64_t va_kind, unsigned pcid, const struct mmu_result *r)
+{
+	unsigned tag = r->global ? WALK_GLOBAL : pcid;
+
+	*walk_slot(w, va_kind, tag) = (struct walk_entry){
+		.va_kind = va_kind, .stamp = w->clock + 1, .tag = tag,
+		.gpa = (r->gpa & GUEST_PAGE_MASK) | (r->writable ? WALK_WRITABLE : 0) | (r->dirty ? WALK_DIRTY : 0) |
+		       (r->global ? WALK_IS_GLOBAL : 0) };
+}
+
+static unsigned walk_access(unsigned kind, bool write)
+{
+	static const uint8_t access[WALK_KINDS] = { [TLB_USER] = MMU_USER, [TLB_KERNEL] = MMU_SMAP,
+						    [WALK_FETCH] = MMU_FETCH, [WALK_FETCH_USER] = MMU_FETCH | MMU_USER };
+
+	return access[kind] | (write ? MMU_WRITE : 0);
+}
+
+/* What is refused is never answered from the cache: page faults come from a walk. */
+bool tlb_walk(struct vcpu *v, unsigned kind, uint64_t va, bool write, struct mmu_result *out, uint32_t *error)
+{
+	struct walk_cache *w = walks_of(v);
+	uint64_t va_kind = (va & GUEST_PAGE_MASK) | kind;
+	unsigned pcid = current_pcid(v);
+
+	if (walk_lookup(w, va_kind, pcid, write, out) || walk_lookup(w, va_kind, WALK_GLOBAL, write, out)) {
+		out->gpa |= va & ~GUEST_PAGE_MASK;
+		return true;
+	}
+	if (!mmu_walk(&v->s, v->en->map, va, walk_access(kind, write), out, error))
+		return false;
+	if (write)
+		out->writable = out->dirty = true;
+	if (out->page_shift > GUEST_PAGE_SHIFT)
+		large_note(w, va, out->page_shift);
+	walk_put(w, va_kind, pcid, out);
+	return true;
+}
+
+static void walk_forget(struct walk_cache *w, uint64_t va, unsigned tag)
+{
+	for (unsigned kind = 0; kind < WALK_KINDS; kind++) {
+		uint64_t va_kind = (va & GUEST_PAGE_MASK) | kind;
+		struct walk_entry *e = walk_slot(w, va_kind, tag);
+		if (e->va_kind == va_kind && e->tag == tag)
+			e->stamp = 0;
+	}
+}
+
+/* --- the TLB itself --- */
+
+void tlb_note_local(struct vcpu *v, unsigned index)
+{
+	struct walk_cache *w = walks_of(v);
+	struct tlb_entry *t = &v->tlb[0][0] + index;
+
+	if (t->info & TLB_LISTED)
+		return;
+	if (w->list_count < TLB_LIST) {
+		w->list[w->list_count++] = index;
+		t->info |= TLB_LISTED;
+	} else {
+		w->list_count = TLB_LIST + 1;
+	}
+}
+
+static void local_forget(struct tlb_entry *t, unsigned index)
+{
+	t->info &= ~(uint64_t)TLB_LISTED;
+	if (!(t->info & 1))
+		tlb_clear(t, index);
+}
+
+static void drop_local(struct vcpu *v)
+{
+	struct walk_cache *w = walks_of(v);
+	struct tlb_entry *t = &v->tlb[0][0];
+
+	if (w->list_count > TLB_LIST)
+		for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++)
+			local_forget(&t[i], i);
+	else
+		for (unsigned i = 0; i < w->list_count; i++)
+			local_forget(&t[w->list[i]], w->list[i]);
+	w->list_count = 0;
+	interp_of(v)->epoch_local++;
+	interp_of(v)->fetch_epoch++;
+	interp_of(v)->stop_block = true;
+}
+
+void tlb_flush_all(struct vcpu *v)
+{
+	struct walk_cache *w = walks_of(v);
+	struct tlb_entry *t = &v->tlb[0][0];
+
+	for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++) {
+		t[i].info = 0;
+		tlb_clear(&t[i], i);
+	}
+	w->list_count = 0;
+	w->flushed_all = ++w->clock;
+	memset(w->large, 0, sizeof(w->large));
+	memset(w->huge, 0, sizeof(w->huge));
+	interp_of(v)->epoch_all++;
+	interp_of(v)->epoch_local++;
+	interp_of(v)->fetch_epoch++;
+	interp_of(v)->stop_block = true;
+}
+
+void tlb_flush_non_global(struct vcpu *v)
+{
+	struct walk_cache *w = walks_of(v);
+
+	w->flushed_local = ++w->clock;
+	drop_local(v);
+}
+
+void tlb_switch(struct vcpu *v, bool keep)
+{
+	struct walk_cache *w = walks_of(v);
+
+	if (!keep)
+		w->flushed[current_pcid(v)] = ++w->clock;
+	drop_local(v);
+}
+
+void tlb_flush_page(struct vcpu *v, uint64_t gva)
+{
+	struct interp *ip = interp_of(v);
+	struct walk_cache *w = walks_of(v);
+
+	if (large_met(w, gva)) {
+		tlb_flush_all(v);
+		return;
+	}
+	for (unsigned m = 0; m < TLB_MODES; m++)
+		tlb_clear(&v->tlb[m][tlb_index(gva)], tlb_index(gva));
+	walk_forget(w, gva, current_pcid(v));
+	walk_forget(w, gva, WALK_GLOBAL);
+	ip->fetch[(gva >> GUEST_PAGE_SHIFT) % FETCH_ENTRIES].tag = ~0ull;
+	if (ip->flushed_count < FLUSHED_PAGES)
+		ip->flushed[ip->flushed_count] = gva & GUEST_PAGE_MASK;
+	if (ip->flushed_count <= FLUSHED_PAGES)
+		ip->flushed_count++;
+	ip->fetch_epoch++;
+	ip->stop_block = true;
+}
+
+void tlb_flush_pcid_page(struct vcpu *v, unsigned pcid, uint64_t va)
+{
+	if (pcid == current_pcid(v))
+		tlb_flush_page(v, va);
+	else if (large_met(walks_of(v), va))
+		tlb_flush_pcid(v, pcid);
+	else
+		walk_forget(walks_of(v), va, pcid);
+}
+
+void tlb_flush_pcid(struct vcpu *v, unsigned pcid)
+{
+	struct walk_cache *w = walks_of(v);
+
+	w->flushed[pcid] = ++w->clock;
+	if (pcid == current_pcid(v))
+		drop_local(v);
+}
+
+void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva)
+{
+	struct tlb_entry *t = &v->tlb[0][0];
+
+	for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++, t++)
+		if (!rw_hva || t->tag_write + t->addend == (uint64_t)(uintptr_t)rw_hva)
+			t->tag_write = tlb_invalid(i % TLB_ENTRIES);
+}
