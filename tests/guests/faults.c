@@ -53,6 +53,65 @@ static void mf(void *p)
 	__asm__ volatile("fninit; fldcw %0; fld1; fldz; fdivrp; fwait" : : "m"(cw));
 }
 
+/* --- segment bases, selectors, the TSC --- */
+
+static uint64_t base_value, base_seen;
+static void wrfsbase(void *p) { __asm__ volatile("wrfsbase %0" : : "r"(*(uint64_t *)p)); }
+static void fs_round(void *p)
+{
+	register uint64_t in __asm__("r14") = base_value, out __asm__("r15");
+	__asm__ volatile("wrfsbase %1; rdfsbase %0" : "=r"(out) : "r"(in));
+	base_seen = out;
+}
+static void fs_round32(void *p)
+{
+	__asm__ volatile("wrfsbase %k1; rdfsbase %0" : "=r"(base_seen) : "r"(base_value));
+}
+static void rdfsbase32(void *p)
+{
+	uint64_t v = ~0ull;
+	__asm__ volatile("wrfsbase %1; rdfsbase %k0" : "+r"(v) : "r"(base_value));
+	base_seen = v;
+}
+static void gs_round(void *p)
+{
+	uint64_t old;
+	__asm__ volatile("rdgsbase %0; wrgsbase %2; rdgsbase %1; wrgsbase %0" : "=&r"(old), "=&r"(base_seen) : "r"(base_value));
+}
+static void do_rdtsc(void *p) { rdtsc(); }
+static void do_rdtscp(void *p) { __asm__ volatile("rdtscp" : : : "rax", "rcx", "rdx"); }
+
+static void bases(void)
+{
+	uint64_t bad = 0x0000800000000000ull, cr4 = READ_CR(4), rcx = 0, rax, rdx, cs;
+
+	base_value = 0xffff800012345678ull;
+	WRITE_CR(4, cr4 & ~0x10000ull);
+	check(try(fs_round, 0) == 6 && try_user(gs_round, 0) == 6, "WRFSBASE without CR4.FSGSBASE is #UD", "");
+	WRITE_CR(4, cr4 | 0x10000);
+	CHECK(try(fs_round, 0) == -1 && base_seen == base_value, "WRFSBASE, RDFSBASE");
+	CHECK(try_user(gs_round, 0) == -1 && base_seen == base_value, "WRGSBASE, RDGSBASE at CPL 3");
+	CHECK(try(fs_round32, 0) == -1 && base_seen == 0x12345678, "the 32-bit form loads a zero-extended base");
+	CHECK(try(rdfsbase32, 0) == -1 && base_seen == 0x12345678, "and stores the lower half");
+	check(try(wrfsbase, &bad) == 13 && try_user(wrfsbase, &bad) == 13, "a non-canonical base is #GP", "");
+	WRITE_CR(4, cr4 & ~0x10000ull);
+	check(try(fs_round, 0) == 6, "the same code is #UD again", "");
+	WRITE_CR(4, cr4);
+	wrmsr(0xc0000100, 0);
+	__asm__ volatile("movq $-1, %%r15; movl %%cs, %%r15d; movq %%r15, %0" : "=r"(cs) : : "r15");
+	CHECK(cs == 8 || cs == 16 || cs < 0x100, "a selector in a 32-bit register is zero-extended");
+	__asm__ volatile("movq $-1, %0; movw %%cs, %w0" : "=&r"(rax));
+	CHECK(rax == (0xffffffffffff0000ull | cs), "in a 16-bit one it leaves the rest");
+	uint64_t t = rdtsc();
+	wrmsr(0xc0000103, 0x1234567);
+	__asm__ volatile("rdtscp" : "=a"(rax), "=d"(rdx), "=c"(rcx));
+	CHECK(rcx == 0x1234567 && !(rax >> 32) && (rdx << 32 | rax) >= t && rdtsc() >= (rdx << 32 | rax), "RDTSCP");
+	WRITE_CR(4, cr4 | 4);
+	check(try(do_rdtsc, 0) == -1 && try_user(do_rdtsc, 0) == 13 && try_user(do_rdtscp, 0) == 13, "CR4.TSD", "");
+	WRITE_CR(4, cr4 & ~4ull);
+	check(try_user(do_rdtsc, 0) == -1 && try_user(do_rdtscp, 0) == -1, "and without", "");
+}
+
 static void vectors(void)
 {
 	static const struct { const char *name; void (*fn)(void *); bool user; int vector; int64_t error; } t[] = {
@@ -234,6 +293,7 @@ int main(void)
 {
 	trap_init();
 	vectors();
+	bases();
 	check(try(stack_noncanonical, NULL) == 8, "#SS on a bad stack becomes #DF on its own stack", "");
 	debug();
 	syscalls();

@@ -46,6 +46,18 @@ void emit_op_mem(struct emitter *e, bool w, uint8_t opcode, unsigned reg, struct
 	emit_modrm_mem(e, reg, &m);
 }
 
+void emit_op_mem2(struct emitter *e, uint8_t opcode, unsigned reg, struct host_mem m)
+{
+	unsigned rex = emit_rex(reg, &m, false);
+
+	if (m.gs)
+		e1(e, 0x65);
+	if (rex)
+		e1(e, 0x40 | rex);
+	e2(e, 0x0f, opcode);
+	emit_modrm_mem(e, reg, &m);
+}
+
 void emit_op_reg(struct emitter *e, bool w, uint8_t opcode, unsigned reg, unsigned rm)
 {
 	unsigned rex = (w ? 8 : 0) | (reg & 8 ? 4 : 0) | (rm & 8 ? 1 : 0);

@@ -37,6 +37,8 @@ unsigned emit_rex(unsigned reg, const struct host_mem *m, bool w);
 void emit_modrm_mem(struct emitter *e, unsigned reg, const struct host_mem *m);
 /* One-byte opcode with a memory operand / two registers (reg field, rm field). */
 void emit_op_mem(struct emitter *e, bool w, uint8_t opcode, unsigned reg, struct host_mem m);
+/* 0F xx, 32-bit register. */
+void emit_op_mem2(struct emitter *e, uint8_t opcode, unsigned reg, struct host_mem m);
 void emit_op_reg(struct emitter *e, bool w, uint8_t opcode, unsigned reg, unsigned rm);
 
 static inline void emit_load(struct emitter *e, unsigned reg, struct host_mem m) { emit_op_mem(e, true, 0x8b, reg, m); }

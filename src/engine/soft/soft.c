@@ -61,6 +61,7 @@ static void update_syscall(struct vcpu *v)
 	unsigned in = (unsigned)(s->star >> 32) & 0xfffc, out = (unsigned)(s->star >> 48);
 
 	h->smap = !!(s->cr4 & CR4_SMAP);
+	h->fsgsbase = (s->cr4 & CR4_FSGSBASE) && !(s->cr4 & CR4_LA57);
 	h->syscall_mode = 0;
 	if (!(s->efer & EFER_SCE) || !state_long(s) || (s->cr4 & CR4_LA57) || (h->smap && !(s->sfmask & FLAG_AC)))
 		return;

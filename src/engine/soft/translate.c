@@ -248,6 +248,16 @@ static bool boundary(struct vcpu *v)
 	       v->s.activity == ACTIVITY_RUNNING && translate_usable(v);
 }
 
+static void tsc_read(struct vcpu *v, bool aux)
+{
+	uint64_t t = soft_tsc(v);
+
+	v->s.gpr[REG_RAX] = (uint32_t)t;
+	v->s.gpr[REG_RDX] = t >> 32;
+	if (aux)
+		v->s.gpr[REG_RCX] = (uint32_t)v->s.tsc_aux;
+}
+
 /* Handles one exit; returns where to go on in host code, or NULL: at s.rip, by `step` in the interpreter. */
 static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, unsigned mode, bool *step, bool *fpu)
 {
@@ -266,6 +276,13 @@ static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, uns
 		return NULL;
 	case TEXIT_FPU:
 		*fpu = true;
+		return (const uint8_t *)d + d->rel;
+	case TEXIT_TSC:
+		if (v->tlb_mode == TLB_USER && (v->s.cr4 & CR4_TSD)) {
+			*step = true;
+			return NULL;
+		}
+		tsc_read(v, d->flags & EXIT_AUX);
 		return (const uint8_t *)d + d->rel;
 	case TEXIT_CHAIN:
 		return chain_exit(v, d, mode);

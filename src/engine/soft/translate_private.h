@@ -49,6 +49,7 @@ enum trans_exit {
 	TEXIT_LOOKUP,		/* T0: linear RIP; not in the jump cache, or a request is pending */
 	TEXIT_POLL,		/* a request is pending; RIP at the given offset */
 	TEXIT_FPU,		/* load the FP state, retry */
+	TEXIT_TSC,		/* RDTSC, RDTSCP: EDX:EAX, then go on at rel */
 	TEXIT_COUNT
 };
 
@@ -57,10 +58,10 @@ struct exit_data {
 	uint16_t offset;	/* of the guest instruction in its page */
 	uint8_t size;		/* MISS: bytes accessed */
 	uint8_t flags;		/* EXIT_* */
-	int32_t rel;		/* MISS, FPU: retry point; CHAIN: the displacement to patch; from this struct */
+	int32_t rel;		/* MISS, FPU, TSC: where to go on; CHAIN: the displacement to patch; from this struct */
 	uint32_t block;		/* CHAIN: index of the block that jumps */
 } __attribute__((packed));
-enum { EXIT_WRITE = 1 };
+enum { EXIT_WRITE = 1, EXIT_AUX = 2 /* TSC: RDTSCP */ };
 
 struct tblock {
 	uint32_t hash_next, page_next;	/* 1-based; 0 ends */

@@ -1,5 +1,6 @@
 /*
- * System instructions that need no C: SYSCALL, SYSRET, SWAPGS, STAC, CLAC, reads of control registers.
+ * System instructions: SYSCALL, SYSRET, SWAPGS, STAC, CLAC, segment bases, reads of control registers, selectors and
+ * the TSC.
  *
  * What they depend on besides registers (EFER, STAR, CR4) is boiled down to hot.syscall_* by
  * vcpu_update_mode(); whatever is out of the ordinary steps in the interpreter. Those that change the TLB mode end
@@ -145,7 +146,79 @@ static enum insn_result smap_translate(struct block_build *b, struct block_insn 
 
 bool system_goes_on(const struct insn *in)
 {
-	return in->op == X86_SWAPGS || (in->op == X86_MOV_CR && in->ops[1].kind == OPK_CR);
+	switch (in->op) {
+	case X86_SWAPGS: case X86_RDTSC: case X86_RDTSCP:
+	case X86_RDFSBASE: case X86_RDGSBASE: case X86_WRFSBASE: case X86_WRGSBASE:
+		return true;
+	case X86_MOV_CR: return in->ops[1].kind == OPK_CR;
+	case X86_MOV_SEG: return in->ops[1].kind == OPK_SEG;
+	default: return false;
+	}
+}
+
+static void emit_gpr_store(struct emitter *e, unsigned guest, unsigned temp)
+{
+	if (host_reg_of(guest) == H_NONE)
+		emit_store(e, temp, hm_gs(OFF_GPR(guest)));
+}
+
+/* A selector into a register. */
+static enum insn_result selector_translate(struct block_build *b, const struct insn *in)
+{
+	const struct operand *d = &in->ops[0], *s = &in->ops[1];
+	unsigned h;
+
+	if (d->kind != OPK_GPR || s->kind != OPK_SEG || s->reg >= SEG_COUNT || d->size == 2 || in->lock)
+		return INSN_STEP;
+	h = host_reg_of(d->reg) == H_NONE ? (unsigned)H_T0 : host_reg_of(d->reg);
+	emit_op_mem2(&b->e, 0xb7, h, hm_gs(OFF_SEG(s->reg) + offsetof(struct x86_segment, selector)));	/* movzx */
+	emit_gpr_store(&b->e, d->reg, H_T0);
+	return INSN_NEXT;
+}
+
+/* RDFSBASE and kin, if CR4 still has them. */
+static enum insn_result base_translate(struct block_build *b, struct block_insn *bi, unsigned seg, bool write)
+{
+	struct emitter *e = &b->e;
+	const struct operand *o = &bi->in.ops[0];
+	unsigned h = host_reg_of(o->reg);
+	bool wide = o->size == 8;
+
+	if (o->kind != OPK_GPR || bi->in.lock)
+		return INSN_STEP;
+	emit_flags_save(e);
+	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(fsgsbase)), 1);
+	step_if(b, bi, CC_NE);
+	if (h == H_NONE)
+		emit_load(e, H_T0, hm_gs(OFF_GPR(o->reg)));
+	if (write) {
+		if (h != H_NONE)
+			emit_op_reg(e, wide, 0x89, h, H_T0);
+		else if (!wide)
+			emit_op_reg(e, false, 0x89, H_T0, H_T0);
+		emit_op_reg(e, true, 0x89, H_T0, H_T1);
+		e3(e, 0x49, 0xc1, 0xe7), e1(e, 16);		/* shl t1, 16 */
+		e3(e, 0x49, 0xc1, 0xff), e1(e, 16);		/* sar t1, 16 */
+		emit_op_reg(e, true, 0x39, H_T0, H_T1);		/* cmp t1, t0: canonical? */
+		step_if(b, bi, CC_NE);
+		emit_store(e, H_T0, hm_gs(OFF_SEG(seg)));
+	} else {
+		emit_op_mem(e, wide, 0x8b, h == H_NONE ? (unsigned)H_T0 : h, hm_gs(OFF_SEG(seg)));
+		emit_gpr_store(e, o->reg, H_T0);
+	}
+	emit_flags_restore(e);
+	return INSN_NEXT;
+}
+
+/* A visit to C that comes back right behind the instruction. */
+static enum insn_result tsc_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct exit_data d = { .offset = bi->offset, .rel = sizeof d, .flags = bi->in.op == X86_RDTSCP ? EXIT_AUX : 0 };
+
+	emit_call_to(&b->e, b->t->exit_to[TEXIT_TSC]);
+	memcpy(b->e.p, &d, sizeof d);
+	b->e.p += sizeof d;
+	return INSN_NEXT;
 }
 
 static enum insn_result cr_read_translate(struct block_build *b, const struct insn *in)
@@ -172,6 +245,12 @@ enum insn_result system_translate(struct block_build *b, struct block_insn *bi)
 	case X86_STAC: return smap_translate(b, bi, true);
 	case X86_CLAC: return smap_translate(b, bi, false);
 	case X86_MOV_CR: return cr_read_translate(b, &bi->in);
+	case X86_MOV_SEG: return selector_translate(b, &bi->in);
+	case X86_RDFSBASE: return base_translate(b, bi, SEG_FS, false);
+	case X86_RDGSBASE: return base_translate(b, bi, SEG_GS, false);
+	case X86_WRFSBASE: return base_translate(b, bi, SEG_FS, true);
+	case X86_WRGSBASE: return base_translate(b, bi, SEG_GS, true);
+	case X86_RDTSC: case X86_RDTSCP: return tsc_translate(b, bi);
 	default: return INSN_STEP;
 	}
 }

@@ -58,6 +58,7 @@ struct vcpu_hot {
 	uint8_t fpu_live;		/* guest x87/SSE/AVX state is in the host registers */
 	uint8_t fpu_want;		/* load it on entry */
 	uint8_t smap;			/* CR4.SMAP */
+	uint8_t fsgsbase;		/* CR4.FSGSBASE, four-level canonical addresses */
 	uint8_t syscall_mode;		/* SYSCALL and SYSRET run as described here: 1 + the kernel's TLB mode; 0: they do not */
 	uint64_t syscall_cs, syscall_ss, sysret_cs, sysret_ss;	/* limit, selector, attributes */
 	uint8_t irq_hint;		/* a kick came since interrupts were last looked at with IF set */
