@@ -113,13 +113,20 @@ INLINE uint64_t run_length(uint64_t va, unsigned size, uint64_t count)
 	return room < count ? room : count;
 }
 
+/* Only a base: writable, expand-up, 4 GiB. */
+INLINE bool segment_plain(const struct x86_segment *sg) { return (sg->attr & 0x9e) == 0x92 && sg->limit == ~0u; }
+
 INLINE bool bulk_usable(struct vcpu *v, const struct string_regs *r)
 {
-	return r->step > 0 && !interp_of(v)->slow && !interp_of(v)->ac_check && v->insn_mode == INSN_64 &&
-	       r->mask == ~0ull;
+	if (r->step < 0 || interp_of(v)->slow || interp_of(v)->ac_check)
+		return false;
+	if (v->insn_mode == INSN_64)
+		return r->mask == ~0ull;
+	return r->mask == 0xffffffff && segment_plain(&v->s.seg[SEG_ES]) && segment_plain(&v->s.seg[r->seg]) &&
+	       r->si < 0xfffff000 && r->di < 0xfffff000;
 }
 
-/* Ascending elements in 64-bit mode whose pages the TLB knows: whole runs at once. Returns how many. */
+/* Ascending elements in 64-bit mode or flat 32-bit segments whose pages the TLB knows: whole runs at once. Returns how many. */
 static uint64_t movs_bulk(struct vcpu *v, const struct insn *in, uint64_t count)
 {
 	struct string_regs r;

@@ -115,16 +115,36 @@ static unsigned fp_level(const struct vcpu *v)
 	return host == FP_AVX && (s->cr4 & CR4_OSXSAVE) && (s->xcr0 & avx) == avx ? FP_AVX : FP_SSE;
 }
 
+/* Writable, expand-up, 4 GiB. */
+static bool segment_whole(const struct x86_segment *sg) { return (sg->attr & 0x9e) == 0x92 && sg->limit == ~0u; }
+
+/* 32-bit code runs as host code if CS, SS, DS and ES do nothing. FS and GS are looked at where they are used. */
+static bool segments_flat(struct vcpu *v)
+{
+	const struct x86_segment *sg = v->s.seg;
+
+	if ((v->s.rflags & FLAG_VM) || !(v->s.cr0 & CR0_PE) || sg[SEG_CS].base || sg[SEG_CS].limit != ~0u ||
+	    (sg[SEG_CS].attr & 0x9a) != 0x9a || !(sg[SEG_SS].attr & SEG_ATTR_DB))
+		return false;
+	v->hot.segment_flat[0] = segment_whole(&sg[SEG_FS]);
+	v->hot.segment_flat[1] = segment_whole(&sg[SEG_GS]);
+	return segment_whole(&sg[SEG_SS]) && segment_whole(&sg[SEG_DS]) && segment_whole(&sg[SEG_ES]) &&
+	       !sg[SEG_SS].base && !sg[SEG_DS].base && !sg[SEG_ES].base;
+}
+
 bool translate_usable(struct vcpu *v)
 {
 	const struct interp *ip = interp_of(v);
 	unsigned cpl = state_cpl(&v->s);
 
-	return v->insn_mode == INSN_64 && (cpl == 0 || cpl == 3) && !(v->s.rflags & (FLAG_TF | FLAG_RF)) &&
+	return (v->insn_mode == INSN_64 || (v->insn_mode == INSN_32 && segments_flat(v))) && (cpl == 0 || cpl == 3) && !(v->s.rflags & (FLAG_TF | FLAG_RF)) &&
 	       !v->s.shadow && !ip->slow && !ip->db_pending && !ip->ac_check && !ip->data_bps && !ip->exec_bps;
 }
 
-static unsigned current_mode(const struct vcpu *v) { return TMODE(v->tlb_mode, fp_level(v)); }
+static unsigned current_mode(const struct vcpu *v)
+{
+	return TMODE(v->tlb_mode, fp_level(v)) | (v->insn_mode == INSN_32 ? TMODE_CODE32 : 0);
+}
 
 /* --- entering --- */
 
@@ -221,7 +241,7 @@ static const uint8_t *lookup(struct vcpu *v, unsigned mode)
 	global = mem_fetch_global(v, rip);
 	if (!block_crosses(v, gpa))
 		k = block_at(v, gpa, mode);
-	else if (!va_canonical(v, (rip | ~GUEST_PAGE_MASK) + 1))
+	else if (!va_canonical(v, (rip | ~GUEST_PAGE_MASK) + 1) || (v->insn_mode == INSN_32 && rip >= 0xfffff000))
 		return NULL;
 	else
 		k = block_crossing(v, gpa, crossing_gpa(v, rip, &global), mode);
@@ -308,7 +328,7 @@ void translate_run(struct vcpu *v)
 		while (host) {
 			uint32_t generation = t->generation;
 			const struct exit_data *d = code_run(v, host, fpu);
-			mode = TMODE(v->tlb_mode, TMODE_FP(mode));	/* SYSCALL and others change it */
+			mode = TMODE(v->tlb_mode, TMODE_FP(mode)) | (mode & TMODE_CODE32);	/* SYSCALL and others change it */
 			host = exit_handle(v, d, mode, &step, &fpu);
 			if (generation != t->generation && !step)
 				break;

@@ -22,10 +22,10 @@ struct stub *block_stub(struct block_build *b, enum stub_kind kind, uint8_t *fro
 	return s;
 }
 
-static bool decode_at(const uint8_t *page, unsigned offset, struct insn *in)
+static bool decode_at(const uint8_t *page, unsigned offset, struct insn *in, enum insn_mode mode)
 {
 	return offset < GUEST_PAGE_SIZE &&
-	       insn_decode(in, page + offset, GUEST_PAGE_SIZE - offset, INSN_64) == DECODE_OK;
+	       insn_decode(in, page + offset, GUEST_PAGE_SIZE - offset, mode) == DECODE_OK;
 }
 
 static bool insn_is_last(const struct insn *in)
@@ -40,12 +40,12 @@ static bool insn_is_last(const struct insn *in)
 }
 
 /* Where the scan of instructions from `start` ends. */
-static unsigned block_extent(const uint8_t *page, unsigned start)
+static unsigned block_extent(const uint8_t *page, unsigned start, enum insn_mode mode)
 {
 	struct insn in;
 	unsigned at = start, most = BLOCK_INSNS + LOOK_AHEAD;
 
-	for (unsigned i = 0; i < most && decode_at(page, at, &in); i++) {
+	for (unsigned i = 0; i < most && decode_at(page, at, &in, mode); i++) {
 		at += in.len;
 		if (in.op == X86_JCC && most > i + LOOK_AHEAD)
 			most = i + LOOK_AHEAD;
@@ -62,7 +62,7 @@ static uint32_t flags_wanted(const struct block_build *b, int64_t offset)
 	struct insn in;
 
 	for (unsigned i = 0; i < LOOK_AHEAD && unknown; i++) {
-		if (offset < b->start || offset >= b->end || !decode_at(b->code, (unsigned)offset, &in) ||
+		if (offset < b->start || offset >= b->end || !decode_at(b->code, (unsigned)offset, &in, b->insn_mode) ||
 		    offset + in.len > b->end)
 			break;
 		wanted |= in.row->flags_read & unknown;
@@ -124,7 +124,7 @@ static void block_decode(struct block_build *b)
 	b->count = 0;
 	while (b->count < BLOCK_INSNS) {
 		struct block_insn *bi = &b->insns[b->count];
-		if (!decode_at(b->code, at, &bi->in) || at + bi->in.len > b->end)
+		if (!decode_at(b->code, at, &bi->in, b->insn_mode) || at + bi->in.len > b->end)
 			break;
 		bi->offset = (uint16_t)at;
 		at += bi->in.len;
@@ -168,7 +168,7 @@ static void emit_undecoded(struct block_build *b, unsigned next)
 	struct insn in;
 
 	if (next < GUEST_PAGE_SIZE &&
-	    insn_decode(&in, b->code + next, GUEST_PAGE_SIZE - next, INSN_64) == DECODE_SHORT) {
+	    insn_decode(&in, b->code + next, GUEST_PAGE_SIZE - next, b->insn_mode) == DECODE_SHORT) {
 		emit_page_address(b, H_T0, next);	/* crosses: the jump cache knows both pages */
 		jump_indirect(b);
 	} else {
@@ -203,6 +203,9 @@ static void build_begin(struct vcpu *v, unsigned start, unsigned mode)
 	b->t = trans_of(v);
 	b->mode = mode;
 	b->tlb_mode = TMODE_TLB(mode);
+	b->insn_mode = tmode_insn(mode);
+	b->wide = b->insn_mode == INSN_64;
+	b->word = b->wide ? 8 : 4;
 	b->stub_count = 0;
 	b->fpu_checked = false;
 	b->start = start;
@@ -232,7 +235,7 @@ static struct tblock *block_translate(struct vcpu *v, const struct page_info *pi
 	uint32_t version;
 
 	build_begin(v, start, mode);
-	b->end = block_extent(pi->ro_hva, start);
+	b->end = block_extent(pi->ro_hva, start, b->insn_mode);
 	if (b->end == start)
 		b->end = start + 15 < GUEST_PAGE_SIZE ? start + 15 : GUEST_PAGE_SIZE;
 	code_watch(v, pi, start, b->end - 1);
@@ -281,7 +284,7 @@ bool block_crosses(struct vcpu *v, uint64_t gpa)
 		return false;
 	pi = map_page(v->en->map, gpa);
 	return pi.rw_hva &&
-	       insn_decode(&in, pi.ro_hva + offset, GUEST_PAGE_SIZE - offset, INSN_64) == DECODE_SHORT;
+	       insn_decode(&in, pi.ro_hva + offset, GUEST_PAGE_SIZE - offset, v->insn_mode) == DECODE_SHORT;
 }
 
 static struct tblock *crossing_find(struct vcpu *v, uint32_t first, uint32_t second, unsigned offset, unsigned mode)
@@ -318,7 +321,7 @@ struct tblock *block_crossing(struct vcpu *v, uint64_t gpa, uint64_t next_gpa, u
 	version2 = code_version(v->en, p2.ram_page);
 	memcpy(b->code + start, p1.ro_hva + start, n);
 	memcpy(b->code + GUEST_PAGE_SIZE, p2.ro_hva, 15);
-	if (insn_decode(&bi->in, b->code + start, 15, INSN_64) != DECODE_OK)
+	if (insn_decode(&bi->in, b->code + start, 15, b->insn_mode) != DECODE_OK)
 		return NULL;
 	b->end = GUEST_PAGE_SIZE;
 	b->count = 1;

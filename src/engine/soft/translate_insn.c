@@ -31,7 +31,7 @@ static void find_immediate(const struct insn *in, const uint8_t *p, struct field
 	if (in->vex)
 		i += p[i] == 0xc5 ? 3 : 4;
 	else {
-		if ((p[i] & 0xf0) == 0x40)
+		if (in->rex)
 			i++;
 		i += in->map == 0 ? 1 : in->map == 1 ? 2 : 3;
 	}
@@ -138,12 +138,27 @@ static void emit_vex(struct emitter *e, const struct insn *in, const struct fiel
 	e1(e, (in->rex & 8 ? 0x80 : 0) | (~f->vvvv & 15) << 3 | (in->vex_l ? 4 : 0) | pp);
 }
 
+/* INC, DEC 40..4F of 32-bit code: a REX prefix to the host. */
+static void emit_short_inc(struct emitter *e, const struct insn *in, const struct fields *f)
+{
+	emit_prefixes(e, in);
+	if (f->opreg & 8)
+		e1(e, 0x41);
+	e2(e, 0xff, 0xc0 | (in->opcode & 8) | (f->opreg & 7));
+}
+
 /* Prefixes, opcode, ModR/M and immediate. m: the memory operand or NULL. */
 static void emit_insn(struct emitter *e, const struct insn *in, const struct fields *f, const struct host_mem *m)
 {
 	unsigned rex = in->rex & 8;
 	uint8_t opcode = in->opcode;
 
+	if (!in->vex && !in->map && (opcode & 0xf0) == 0x40) {
+		emit_short_inc(e, in, f);
+		return;
+	}
+	if (!in->vex && !in->map && opcode == 0x82)	/* 0x80's alias in 32-bit code */
+		opcode = 0x80;
 	if (in->has_modrm)
 		rex |= m ? emit_rex(f->reg, m, false) : (f->reg & 8 ? 4u : 0) | (f->rm & 8 ? 1u : 0);
 	if (f->opreg_op >= 0) {
@@ -168,13 +183,6 @@ static void emit_insn(struct emitter *e, const struct insn *in, const struct fie
 		e1(e, 0xc0 | (f->reg & 7) << 3 | (f->rm & 7));
 	memcpy(e->p, f->imm, f->imm_len);
 	e->p += f->imm_len;
-}
-
-static bool mem_translatable(const struct insn *in)
-{
-	int64_t d = in->mem.disp + (in->mem.rip ? 2 * (int64_t)GUEST_PAGE_SIZE : 0);
-
-	return in->addrsize == 8 && d == (int32_t)d;
 }
 
 /* CMOV may leave the register as it was, and so may BSF, shifts by zero...: those keep the old value loaded. */
@@ -206,7 +214,7 @@ static enum insn_result copy_translate(struct block_build *b, struct block_insn 
 	find_immediate(in, b->code + bi->offset, &f);
 	if (f.mem_op >= 0) {
 		unsigned spare;
-		if (!mem_translatable(in) || f.no_rex)
+		if (!mem_translatable(b, in) || f.no_rex)
 			return INSN_STEP;
 		sp.nfree = 1;
 		sp.free[0] = H_T0;	/* provisional: may the fields be mapped at all? */
@@ -243,7 +251,7 @@ static enum insn_result lea_translate(struct block_build *b, struct block_insn *
 	const struct insn *in = &bi->in;
 	unsigned guest = in->ops[0].reg, h = host_reg_of(guest), dest = h == H_NONE ? (unsigned)H_T0 : h;
 
-	if (!mem_translatable(in) || in->opsize == 2)
+	if (!mem_translatable(b, in) || in->opsize == 2)
 		return INSN_STEP;
 	address_translate(b, in, dest, bi->offset + in->len, in->opsize == 8);
 	if (h == H_NONE)
@@ -269,27 +277,27 @@ static enum insn_result push_translate(struct block_build *b, struct block_insn 
 	const struct insn *in = &bi->in;
 	const struct operand *o = &in->ops[0];
 	struct host_mem m;
-	unsigned spare, reg = H_T0;
+	unsigned spare, temp = b->wide ? H_T0 : H_T1, reg = temp;
 
-	if (in->opsize != 8 || (o->kind == OPK_MEM && !mem_translatable(in)))
+	if (in->opsize != b->word || (o->kind == OPK_MEM && !mem_translatable(b, in)))
 		return INSN_STEP;
 	if (o->kind == OPK_MEM) {
-		m = mem_translate(b, bi, 8, false, &spare);
-		emit_load(e, H_T0, m);
+		m = mem_translate(b, bi, b->word, false, &spare);
+		emit_op_mem(e, b->wide, 0x8b, H_T0, m);
 		emit_store(e, H_T0, hm_gs(OFF_HOT(save_value)));
 	}
-	m = stack_translate(b, bi, -8, 8, true);
+	m = stack_translate(b, bi, -(int32_t)b->word, b->word, true);
 	if (o->kind == OPK_IMM) {
-		emit_op_mem(e, true, 0xc7, 0, m);
+		emit_op_mem(e, b->wide, 0xc7, 0, m);
 		e_u32(e, (uint32_t)in->imm);
 	} else {
 		if (o->kind == OPK_MEM)
-			emit_load(e, H_T0, hm_gs(OFF_HOT(save_value)));
+			emit_load(e, temp, hm_gs(OFF_HOT(save_value)));
 		else
 			reg = value_reg(b, o->reg);
-		emit_store(e, reg, m);
+		emit_op_mem(e, b->wide, 0x89, reg, m);
 	}
-	emit_lea(e, H_R13, hm_base(H_R13, -8));
+	emit_op_mem(e, b->wide, 0x8d, H_R13, hm_base(H_R13, -(int32_t)b->word));
 	return INSN_NEXT;
 }
 
@@ -300,18 +308,18 @@ static enum insn_result pop_translate(struct block_build *b, struct block_insn *
 	struct host_mem m;
 	unsigned h;
 
-	if (bi->in.opsize != 8 || o->kind != OPK_GPR)
+	if (bi->in.opsize != b->word || o->kind != OPK_GPR)
 		return INSN_STEP;
-	m = stack_translate(b, bi, 0, 8, false);
+	m = stack_translate(b, bi, 0, b->word, false);
 	h = host_reg_of(o->reg);
 	if (o->reg == REG_RSP) {
-		emit_load(e, H_R13, m);
+		emit_op_mem(e, b->wide, 0x8b, H_R13, m);
 		return INSN_NEXT;
 	}
-	emit_load(e, h == H_NONE ? (unsigned)H_T0 : h, m);
+	emit_op_mem(e, b->wide, 0x8b, h == H_NONE ? (unsigned)H_T0 : h, m);
 	if (h == H_NONE)
 		emit_store(e, H_T0, hm_gs(OFF_GPR(o->reg)));
-	emit_lea(e, H_R13, hm_base(H_R13, 8));
+	emit_op_mem(e, b->wide, 0x8d, H_R13, hm_base(H_R13, (int32_t)b->word));
 	return INSN_NEXT;
 }
 
@@ -323,16 +331,16 @@ static enum insn_result leave_translate(struct block_build *b, struct block_insn
 	struct host_mem m;
 	unsigned spare;
 
-	if (bi->in.opsize != 8)
+	if (bi->in.opsize != b->word)
 		return INSN_STEP;
 	load.in.mem.seg = SEG_SS;
 	load.in.mem.base = REG_RBP;
 	load.in.mem.index = INSN_REG_NONE;
 	load.in.mem.disp = 0;
 	load.in.mem.rip = false;
-	m = mem_translate(b, &load, 8, false, &spare);
-	emit_lea(e, H_R13, hm_base(H_RBP, 8));
-	emit_load(e, H_RBP, m);
+	m = mem_translate(b, &load, b->word, false, &spare);
+	emit_op_mem(e, b->wide, 0x8d, H_R13, hm_base(H_RBP, (int32_t)b->word));
+	emit_op_mem(e, b->wide, 0x8b, H_RBP, m);
 	return INSN_NEXT;
 }
 
@@ -373,7 +381,7 @@ static enum insn_result div_translate(struct block_build *b, struct block_insn *
 		return INSN_STEP;
 	if (o->kind == OPK_MEM) {
 		struct host_mem m;
-		if (!mem_translatable(in))
+		if (!mem_translatable(b, in))
 			return INSN_STEP;
 		m = mem_translate(b, bi, o->size, false, &spare);
 		emit_op_mem(e, wide, 0x8b, H_T0, m);
@@ -415,13 +423,17 @@ static enum insn_result pushf_translate(struct block_build *b, struct block_insn
 	struct emitter *e = &b->e;
 	struct host_mem m;
 
-	if (bi->in.opsize != 8)
+	if (bi->in.opsize != b->word)
 		return INSN_STEP;
-	m = stack_translate(b, bi, -8, 8, true);
+	m = stack_translate(b, bi, -(int32_t)b->word, b->word, true);
+	if (!b->wide) {
+		emit_op_reg(e, true, 0x89, H_T0, H_T1);
+		m = hm_base(H_T1, 0);
+	}
 	emit_flags_save(e);
 	emit_rflags_whole(e);
-	emit_store(e, H_T0, m);
-	emit_lea(e, H_R13, hm_base(H_R13, -8));
+	emit_op_mem(e, b->wide, 0x89, H_T0, m);
+	emit_op_mem(e, b->wide, 0x8d, H_R13, hm_base(H_R13, -(int32_t)b->word));
 	emit_flags_restore(e);
 	return INSN_NEXT;
 }
@@ -468,7 +480,7 @@ static enum insn_result bit_translate(struct block_build *b, struct block_insn *
 	bool wide = in->opsize == 8;
 	struct host_mem m;
 
-	if (!mem_translatable(in) || in->opsize == 2)
+	if (!mem_translatable(b, in) || in->opsize == 2)
 		return INSN_STEP;
 	m = mem_translate_bit(b, bi, in->ops[1].reg, in->opsize, in->op != X86_BT);
 	if (in->lock)
@@ -513,6 +525,30 @@ static bool fp_allowed(const struct block_build *b, const struct insn *in)
 	}
 }
 
+/* MOV between the accumulator and an absolute address: 32-bit code has much of it. */
+static enum insn_result moffs_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	const struct insn *in = &bi->in;
+	bool write = in->ops[0].kind == OPK_MOFFS;
+	unsigned size = in->ops[0].size, spare;
+	struct host_mem m;
+
+	if (b->wide || !mem_translatable(b, in))
+		return INSN_STEP;
+	m = mem_translate(b, bi, size, write, &spare);
+	if (size == 2)
+		e1(e, 0x66);
+	emit_op_mem(e, false, (write ? 0x88 : 0x8a) | (size > 1), H_RAX, m);
+	return INSN_NEXT;
+}
+
+/* VEX fields that 32-bit code ignores and the host would not. */
+static bool vex_refused(const struct block_build *b, const struct insn *in)
+{
+	return !b->wide && in->vex && ((in->rex & 0xf) || in->vvvv > 7 || in->nops > 3);
+}
+
 /* Instructions whose memory access is not what the operand says, or that must not run on the host as they are. */
 static bool copy_refused(const struct insn *in)
 {
@@ -552,7 +588,9 @@ static enum insn_result copy_checked(struct block_build *b, struct block_insn *b
 	unsigned size;
 	bool write;
 
-	if (copy_refused(in) || (in->rep && in->repne) || !fp_allowed(b, in) || !operand_memory(in, &size, &write))
+	if (in->op == X86_MOV && (in->ops[0].kind == OPK_MOFFS || in->ops[1].kind == OPK_MOFFS))
+		return moffs_translate(b, bi);
+	if (copy_refused(in) || vex_refused(b, in) || (in->rep && in->repne) || !fp_allowed(b, in) || !operand_memory(in, &size, &write))
 		return INSN_STEP;
 	if (in->row->cls == CLASS_X87 || in->row->cls == CLASS_MMX || in->row->cls == CLASS_SSE ||
 	    in->row->cls == CLASS_AVX)

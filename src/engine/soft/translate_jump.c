@@ -116,11 +116,12 @@ static void jcc_translate(struct block_build *b, struct block_insn *bi, int64_t 
 static void call_push(struct block_build *b, struct block_insn *bi, unsigned next)
 {
 	struct emitter *e = &b->e;
-	struct host_mem m = stack_translate(b, bi, -8, 8, true);
+	struct host_mem m = stack_translate(b, bi, -(int32_t)b->word, b->word, true);
+	unsigned temp = b->wide ? H_T0 : H_T1;
 
-	emit_page_address(b, H_T0, next);
-	emit_store(e, H_T0, m);
-	emit_lea(e, H_R13, hm_base(H_R13, -8));
+	emit_page_address(b, temp, next);
+	emit_op_mem(e, b->wide, 0x89, temp, m);
+	emit_op_mem(e, b->wide, 0x8d, H_R13, hm_base(H_R13, -(int32_t)b->word));
 }
 
 /* T0 := the target of JMP or CALL r/m64. */
@@ -130,17 +131,16 @@ static bool indirect_target(struct block_build *b, struct block_insn *bi)
 	unsigned h, spare;
 
 	if (o->kind == OPK_MEM) {
-		int64_t d = bi->in.mem.disp + (bi->in.mem.rip ? 2 * (int64_t)GUEST_PAGE_SIZE : 0);
-		if (bi->in.addrsize != 8 || d != (int32_t)d)
+		if (!mem_translatable(b, &bi->in))
 			return false;
-		emit_load(&b->e, H_T0, mem_translate(b, bi, 8, false, &spare));
+		emit_op_mem(&b->e, b->wide, 0x8b, H_T0, mem_translate(b, bi, b->word, false, &spare));
 		return true;
 	}
 	h = host_reg_of(o->reg);
 	if (h == H_NONE)
 		emit_load(&b->e, H_T0, hm_gs(OFF_GPR(o->reg)));
 	else
-		emit_op_reg(&b->e, true, 0x89, h, H_T0);
+		emit_op_reg(&b->e, b->wide, 0x89, h, H_T0);
 	return true;
 }
 
@@ -167,8 +167,8 @@ static enum insn_result ret_translate(struct block_build *b, struct block_insn *
 	struct emitter *e = &b->e;
 	unsigned pop = bi->in.nops && bi->in.ops[0].kind == OPK_IMM ? (uint16_t)bi->in.imm : 0;
 
-	emit_load(e, H_T0, stack_translate(b, bi, 0, 8, false));
-	emit_lea(e, H_R13, hm_base(H_R13, 8 + (int32_t)pop));
+	emit_op_mem(e, b->wide, 0x8b, H_T0, stack_translate(b, bi, 0, b->word, false));
+	emit_op_mem(e, b->wide, 0x8d, H_R13, hm_base(H_R13, (int32_t)(b->word + pop)));
 	jump_indirect(b);
 	return INSN_ENDS;
 }
@@ -179,8 +179,10 @@ static enum insn_result count_translate(struct block_build *b, struct block_insn
 	struct emitter *e = &b->e;
 	uint8_t *taken, *not_taken;
 
-	if (bi->in.addrsize != 8)
+	if (bi->in.addrsize != b->word)
 		return INSN_STEP;
+	if (!b->wide)
+		e1(e, 0x67);
 	e2(e, bi->in.opcode, 0);	/* E0..E3 */
 	taken = e->p - 1;
 	not_taken = emit_jmp(e);
@@ -196,7 +198,7 @@ enum insn_result jump_translate(struct block_build *b, struct block_insn *bi)
 	const struct insn *in = &bi->in;
 	int64_t next = bi->offset + in->len, target = next;
 
-	if (in->p66 || in->opsize != 8)
+	if (in->p66 || in->opsize != b->word)
 		return INSN_STEP;
 	if (in->nops && in->ops[0].kind == OPK_REL)
 		target += (int64_t)in->imm;

@@ -30,7 +30,30 @@ void emit_page_address(struct block_build *b, unsigned reg, int64_t offset)
 {
 	emit_load(&b->e, reg, hm_gs(OFF_HOT(page)));
 	if (offset)
-		emit_lea(&b->e, reg, hm_base(reg, (int32_t)offset));
+		emit_op_mem(&b->e, b->wide, 0x8d, reg, hm_base(reg, (int32_t)offset));	/* lea */
+}
+
+bool mem_translatable(const struct block_build *b, const struct insn *in)
+{
+	int64_t d = in->mem.disp + (in->mem.rip ? 2 * (int64_t)GUEST_PAGE_SIZE : 0);
+
+	if (!b->wide)	/* modulo 4 GiB; CS may not be written */
+		return in->addrsize == 4 && in->mem.seg != SEG_CS;
+	return in->addrsize == 8 && d == (int32_t)d;
+}
+
+/* T0 += base of FS or GS; in 32-bit code if nothing but the base matters. */
+static void segment_add(struct block_build *b, struct block_insn *bi, bool flags_saved)
+{
+	unsigned seg = bi->in.mem.seg;
+
+	if (seg != SEG_FS && seg != SEG_GS)
+		return;
+	if (!b->wide) {
+		emit_cmp_imm8(&b->e, true, hm_gs(OFF_HOT(segment_flat) + seg - SEG_FS), 1);
+		block_stub(b, STUB_STEP, emit_jcc(&b->e, CC_NE), bi->offset)->flags_saved = flags_saved;
+	}
+	emit_op_mem(&b->e, b->wide, 0x03, H_T0, hm_gs(offsetof(struct vcpu, s.seg) + seg * sizeof(struct x86_segment)));
 }
 
 void address_translate(struct block_build *b, const struct insn *in, unsigned reg, unsigned next_offset, bool wide)
@@ -101,13 +124,24 @@ static struct host_mem gs_tlb(struct block_build *b, uint64_t off)
 	return m;
 }
 
+/* T0: offset in the page that was checked; becomes the host address. */
+static void host_address(struct block_build *b, bool write)
+{
+	struct emitter *e = &b->e;
+
+	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, write ? OFF_TLB(b->tlb_mode, tag_write)
+						  : OFF_TLB(b->tlb_mode, tag_read)));
+	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+}
+
 struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write,
 			      unsigned *spare)
 {
 	struct emitter *e = &b->e;
 	const struct insn *in = &bi->in;
 	bool live = bi->live_in & FLAGS_ARITH, fs = in->mem.seg == SEG_FS || in->mem.seg == SEG_GS;
-	bool plain = !fs && !in->mem.rip && in->mem.base != INSN_REG_NONE && in->mem.index == INSN_REG_NONE &&
+	/* 32-bit addresses wrap, and registers may have upper halves: only T0 is right. */
+	bool plain = b->wide && !fs && !in->mem.rip && in->mem.base != INSN_REG_NONE && in->mem.index == INSN_REG_NONE &&
 		     host_reg_of(in->mem.base) != H_NONE;
 	uint8_t *retry = e->p;
 	struct host_mem m;
@@ -115,10 +149,8 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 
 	if (live)
 		emit_flags_save(e);
-	address_translate(b, in, H_T0, bi->offset + in->len, true);
-	if (fs)
-		emit_op_mem(e, true, 0x03, H_T0, hm_gs(offsetof(struct vcpu, s.seg) +
-						       in->mem.seg * sizeof(struct x86_segment)));
+	address_translate(b, in, H_T0, bi->offset + in->len, b->wide);
+	segment_add(b, bi, live);
 	check(b, bi, size, write, retry, live);
 	if (align > 1)
 		align_check(b, bi, align, live);
@@ -127,9 +159,7 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 		m = (struct host_mem){ (uint8_t)host_reg_of(in->mem.base), H_T1, 0, false, (int32_t)in->mem.disp };
 		*spare = H_T0;
 	} else {
-		emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, write ? OFF_TLB(b->tlb_mode, tag_write)
-							  : OFF_TLB(b->tlb_mode, tag_read)));
-		emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+		host_address(b, write);
 		m = hm_base(H_T0, 0);
 		*spare = H_T1;
 	}
@@ -153,23 +183,19 @@ struct host_mem mem_translate_bit(struct block_build *b, struct block_insn *bi, 
 {
 	struct emitter *e = &b->e;
 	const struct insn *in = &bi->in;
-	bool fs = in->mem.seg == SEG_FS || in->mem.seg == SEG_GS, wide = size == 8;
+	bool wide = size == 8;
 	uint8_t *retry = e->p;
 
 	emit_flags_save(e);
-	address_translate(b, in, H_T0, bi->offset + in->len, true);
-	if (fs)
-		emit_op_mem(e, true, 0x03, H_T0, hm_gs(offsetof(struct vcpu, s.seg) +
-						       in->mem.seg * sizeof(struct x86_segment)));
+	address_translate(b, in, H_T0, bi->offset + in->len, b->wide);
+	segment_add(b, bi, true);
 	emit_guest_load(e, guest, H_T1);
 	if (!wide)
 		e3(e, 0x4d, 0x63, 0xff);				/* movsxd t1, t1d */
 	e3(e, 0x49, 0xc1, 0xff), e1(e, wide ? 6 : 5);			/* sar t1, 6 */
-	emit_lea(e, H_T0, (struct host_mem){ H_T0, H_T1, wide ? 3 : 2, false, 0 });
+	emit_op_mem(e, b->wide, 0x8d, H_T0, (struct host_mem){ H_T0, H_T1, wide ? 3 : 2, false, 0 });	/* lea */
 	check(b, bi, size, write, retry, true);
-	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, write ? OFF_TLB(b->tlb_mode, tag_write)
-						  : OFF_TLB(b->tlb_mode, tag_read)));
-	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+	host_address(b, write);
 	emit_guest_load(e, guest, H_T1);
 	e3(e, 0x49, 0x83, 0xe7), e1(e, wide ? 63 : 31);			/* and t1, 63 */
 	emit_flags_restore(e);
@@ -184,11 +210,16 @@ struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, in
 
 	if (live)
 		emit_flags_save(e);
-	emit_lea(e, H_T0, hm_base(H_R13, disp));
+	emit_op_mem(e, b->wide, 0x8d, H_T0, hm_base(H_R13, disp));	/* lea */
 	check(b, bi, size, write, retry, live);
-	emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+	if (b->wide)
+		emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+	else
+		host_address(b, write);
 	if (live)
 		emit_flags_restore(e);
+	if (!b->wide)
+		return hm_base(H_T0, 0);
 	return (struct host_mem){ H_R13, H_T1, 0, false, disp };
 }
 

@@ -35,12 +35,13 @@
 #define FILL_LIST 16384
 
 /* Translation mode: what host code depends on besides the guest's bytes. Bits 0-1 enum tlb_mode, bits 2-3
- * which FP instructions may run as themselves. */
-#define TMODE_CROSSING 0x10u		/* only in struct tblock: one instruction that crosses into the next page */
+ * which FP instructions may run as themselves, bit 4 32-bit code (flat CS, SS, DS, ES). */
+#define TMODE_CODE32 0x10u
+#define TMODE_CROSSING 0x20u		/* only in struct tblock: one instruction that crosses into the next page */
 enum { FP_NONE, FP_SSE, FP_AVX };
 #define TMODE(tlb, fp) ((unsigned)(tlb) | (unsigned)(fp) << 2)
 #define TMODE_TLB(m) ((m) & 3)
-#define TMODE_FP(m) ((m) >> 2)
+#define TMODE_FP(m) ((m) >> 2 & 3)
 
 enum trans_exit {
 	TEXIT_MISS = 1,		/* TLB check failed: fill, retry */
@@ -160,6 +161,9 @@ struct block_build {
 	struct trans_vcpu *t;
 	struct emitter e;
 	unsigned mode, tlb_mode;
+	enum insn_mode insn_mode;	/* INSN_64 or INSN_32 */
+	bool wide;			/* INSN_64 */
+	unsigned word;			/* bytes of a pointer or stack slot: 8 or 4 */
 	uint8_t code[GUEST_PAGE_SIZE + 16];	/* the guest's page, what was watched of it */
 	unsigned start, end;		/* offsets */
 	uint32_t index;			/* of the block */
@@ -173,6 +177,7 @@ struct block_build {
 struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode);
 /* Does the instruction at gpa go on in the next page? */
 bool block_crosses(struct vcpu *v, uint64_t gpa);
+static inline enum insn_mode tmode_insn(unsigned mode) { return mode & TMODE_CODE32 ? INSN_32 : INSN_64; }
 /* A block of that one instruction; next_gpa: where its second page is mapped. NULL: interpret it. */
 struct tblock *block_crossing(struct vcpu *v, uint64_t gpa, uint64_t next_gpa, unsigned mode);
 struct stub *block_stub(struct block_build *b, enum stub_kind kind, uint8_t *from, unsigned offset);
@@ -210,11 +215,13 @@ void mem_check_run(struct block_build *b, struct block_insn *bi, unsigned size, 
  * been lost by then. T0 or T1 that is not part of it is in *spare. */
 struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write,
 			      unsigned *spare);
-/* [guest rsp + disp], spare T0. */
+/* [guest rsp + disp]. Spare: T0; in 32-bit code T1. */
 struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, int32_t disp, unsigned size, bool write);
 /* The word that holds bit `guest register` of the string at the operand, in T0; the bit's number in it, in T1. */
 struct host_mem mem_translate_bit(struct block_build *b, struct block_insn *bi, unsigned guest, unsigned size,
 				  bool write);
+/* Can the operand's address be computed by host code? */
+bool mem_translatable(const struct block_build *b, const struct insn *in);
 /* reg := effective address without segment base. Uses T0, T1. */
 void address_translate(struct block_build *b, const struct insn *in, unsigned reg, unsigned next_offset, bool wide);
 static inline unsigned host_reg_of(unsigned guest)

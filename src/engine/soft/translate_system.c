@@ -43,7 +43,7 @@ static void emit_segments(struct emitter *e, uint64_t cs, uint64_t ss)
 /* The block's mode with another TLB mode; false: no jump cache for it. */
 static bool other_mode(struct block_build *b, unsigned tlb_mode, unsigned *mode)
 {
-	*mode = TMODE(tlb_mode, TMODE_FP(b->mode));
+	*mode = TMODE(tlb_mode, TMODE_FP(b->mode)) | (b->mode & TMODE_CODE32);
 	return jump_cache_need(b->v, *mode) == 0;
 }
 
@@ -230,13 +230,13 @@ static enum insn_result cr_read_translate(struct block_build *b, const struct in
 	if (in->lock || b->tlb_mode == TLB_USER || s->kind != OPK_CR || s->reg > 4 || s->reg == 1)
 		return INSN_STEP;
 	h = host_reg_of(d->reg);
-	emit_load(&b->e, h == H_NONE ? (unsigned)H_T0 : h, hm_gs(off[s->reg]));
+	emit_op_mem(&b->e, b->wide, 0x8b, h == H_NONE ? (unsigned)H_T0 : h, hm_gs(off[s->reg]));
 	if (h == H_NONE)
 		emit_store(&b->e, H_T0, hm_gs(OFF_GPR(d->reg)));
 	return INSN_NEXT;
 }
 
-enum insn_result system_translate(struct block_build *b, struct block_insn *bi)
+static enum insn_result inline_translate(struct block_build *b, struct block_insn *bi)
 {
 	switch (bi->in.op) {
 	case X86_SYSCALL: return syscall_translate(b, bi);
@@ -253,4 +253,13 @@ enum insn_result system_translate(struct block_build *b, struct block_insn *bi)
 	case X86_RDTSC: case X86_RDTSCP: return tsc_translate(b, bi);
 	default: return INSN_STEP;
 	}
+}
+
+enum insn_result system_translate(struct block_build *b, struct block_insn *bi)
+{
+	/* Those below differ in 32-bit code, or do not exist. */
+	if (b->wide || bi->in.op == X86_STAC || bi->in.op == X86_CLAC || bi->in.op == X86_MOV_CR ||
+	    bi->in.op == X86_MOV_SEG || bi->in.op == X86_RDTSC || bi->in.op == X86_RDTSCP)
+		return inline_translate(b, bi);
+	return INSN_STEP;
 }
