@@ -102,6 +102,11 @@ static void bases(void)
 	CHECK(cs == 8 || cs == 16 || cs < 0x100, "a selector in a 32-bit register is zero-extended");
 	__asm__ volatile("movq $-1, %0; movw %%cs, %w0" : "=&r"(rax));
 	CHECK(rax == (0xffffffffffff0000ull | cs), "in a 16-bit one it leaves the rest");
+	__asm__ volatile("movq $-1, %%r14; movw %%cs, %%r14w; movq %%r14, %0" : "=r"(rax) : : "r14");
+	CHECK(rax == (0xffffffffffff0000ull | cs), "of the new registers too");
+	rdx = ~0ull;
+	__asm__ volatile("movw %%cs, %0" : "+m"(rdx));
+	CHECK(rdx == (0xffffffffffff0000ull | cs), "and 16 bits of memory");
 	uint64_t t = rdtsc();
 	wrmsr(0xc0000103, 0x1234567);
 	__asm__ volatile("rdtscp" : "=a"(rax), "=d"(rdx), "=c"(rcx));

@@ -162,17 +162,40 @@ static void emit_gpr_store(struct emitter *e, unsigned guest, unsigned temp)
 		emit_store(e, temp, hm_gs(OFF_GPR(guest)));
 }
 
-/* A selector into a register. */
-static enum insn_result selector_translate(struct block_build *b, const struct insn *in)
+static struct host_mem selector_field(unsigned seg)
 {
-	const struct operand *d = &in->ops[0], *s = &in->ops[1];
-	unsigned h;
+	return hm_gs(OFF_SEG(seg) + offsetof(struct x86_segment, selector));
+}
 
-	if (d->kind != OPK_GPR || s->kind != OPK_SEG || s->reg >= SEG_COUNT || d->size == 2 || in->lock)
+/* A selector into a register: zero-extended, but for a 16-bit one; or into 16 bits of memory. */
+static enum insn_result selector_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	const struct operand *d = &bi->in.ops[0], *s = &bi->in.ops[1];
+	unsigned h, spare;
+	struct host_mem m;
+
+	if (s->kind != OPK_SEG || s->reg >= SEG_COUNT || bi->in.lock)
 		return INSN_STEP;
+	if (d->kind == OPK_MEM) {
+		if (!mem_translatable(b, &bi->in))
+			return INSN_STEP;
+		m = mem_translate(b, bi, 2, true, &spare);
+		emit_op_mem2(e, 0xb7, spare, selector_field(s->reg));	/* movzx */
+		e1(e, 0x66);
+		emit_op_mem(e, false, 0x89, spare, m);
+		return INSN_NEXT;
+	}
 	h = host_reg_of(d->reg) == H_NONE ? (unsigned)H_T0 : host_reg_of(d->reg);
-	emit_op_mem2(&b->e, 0xb7, h, hm_gs(OFF_SEG(s->reg) + offsetof(struct x86_segment, selector)));	/* movzx */
-	emit_gpr_store(&b->e, d->reg, H_T0);
+	if (d->size == 2) {
+		if (h == H_T0)
+			emit_load(e, H_T0, hm_gs(OFF_GPR(d->reg)));
+		e1(e, 0x66);
+		emit_op_mem(e, false, 0x8b, h, selector_field(s->reg));
+	} else {
+		emit_op_mem2(e, 0xb7, h, selector_field(s->reg));
+	}
+	emit_gpr_store(e, d->reg, H_T0);
 	return INSN_NEXT;
 }
 
@@ -245,7 +268,7 @@ static enum insn_result inline_translate(struct block_build *b, struct block_ins
 	case X86_STAC: return smap_translate(b, bi, true);
 	case X86_CLAC: return smap_translate(b, bi, false);
 	case X86_MOV_CR: return cr_read_translate(b, &bi->in);
-	case X86_MOV_SEG: return selector_translate(b, &bi->in);
+	case X86_MOV_SEG: return selector_translate(b, bi);
 	case X86_RDFSBASE: return base_translate(b, bi, SEG_FS, false);
 	case X86_RDGSBASE: return base_translate(b, bi, SEG_GS, false);
 	case X86_WRFSBASE: return base_translate(b, bi, SEG_FS, true);
