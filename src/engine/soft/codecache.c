@@ -50,7 +50,8 @@ bool cache_room(struct vcpu *v)
 {
 	struct trans_vcpu *t = trans_of(v);
 
-	return t->used + EMIT_SLACK <= t->mem.size_bytes && t->block_count + 2 < TBLOCK_MAX;
+	return t->used + EMIT_SLACK <= CODE_COLD_START && t->cold_used + EMIT_SLACK <= t->mem.size_bytes &&
+	       t->block_count + 2 < TBLOCK_MAX;
 }
 
 struct tblock *cache_add(struct vcpu *v, uint32_t ram_page, uint64_t gpa, unsigned mode, uint32_t version)
@@ -77,6 +78,7 @@ void cache_flush(struct vcpu *v)
 	memset(t->page_hash, 0, sizeof t->page_hash);
 	t->block_count = 0;
 	t->used = t->used_base;
+	t->cold_used = CODE_COLD_START;
 	t->generation++;
 	jump_cache_flush(v);
 }

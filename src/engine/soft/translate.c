@@ -63,6 +63,7 @@ int translator_vcpu_init(struct vcpu *v, struct error *e)
 	em.p = t->mem.rw;
 	trans_emit_trampolines(v, &em);
 	t->used = t->used_base = (uint32_t)(em.p - t->mem.rw + 63) & ~63u;
+	t->cold_used = CODE_COLD_START;
 	return 0;
 fail_parts:
 	free(t->blocks);

@@ -191,8 +191,18 @@ static void block_emit(struct block_build *b)
 		emit_undecoded(b, next);
 	else if (r == INSN_NEXT)
 		jump_to_offset(b, next, false, true);
+}
+
+static void stubs_emit(struct block_build *b)
+{
+	struct trans_vcpu *t = b->t;
+	uint8_t *end = b->e.p;
+
+	b->e.p = t->mem.rw + t->cold_used;
 	for (unsigned i = 0; i < b->stub_count; i++)
 		stub_emit(b, &b->stubs[i]);
+	t->cold_used = (uint32_t)(b->e.p - t->mem.rw);
+	b->e.p = end;
 }
 
 static void build_begin(struct vcpu *v, unsigned start, unsigned mode)
@@ -223,6 +233,7 @@ static void build_end(struct block_build *b, struct tblock *k)
 	emit_store(&b->e, H_T0, hm_gs(OFF_HOT(page)));
 	k->near_entry = (uint32_t)(b->e.p - t->mem.rw);
 	block_emit(b);
+	stubs_emit(b);
 	t->used = (uint32_t)(b->e.p - t->mem.rw + 15) & ~15u;
 	t->count_blocks++;
 }

@@ -27,6 +27,7 @@
 #define BLOCK_INSNS 48
 #define EMIT_SLACK (64 * 1024)		/* upper bound of one block's host code */
 #define CODE_CACHE_BYTES (48u << 20)
+#define CODE_COLD_START (30u << 20)	/* the stubs' part of it */
 #define TBLOCK_MAX (1u << 17)
 #define TBLOCK_HASH_BITS 16
 #define TPAGE_HASH_BITS 13
@@ -82,6 +83,7 @@ struct block_build;
 struct trans_vcpu {
 	struct execmem mem;
 	uint32_t used, used_base;	/* bytes of code; what the trampolines take */
+	uint32_t cold_used;		/* where the next block's stubs go */
 	struct tblock *blocks;		/* [TBLOCK_MAX], 0 unused */
 	uint32_t block_count;
 	uint32_t hash[1u << TBLOCK_HASH_BITS], page_hash[1u << TPAGE_HASH_BITS];
@@ -144,11 +146,10 @@ struct block_insn {
 	uint32_t live_out;
 };
 
-/* A stub: out-of-line code at the end of the block. */
+/* A stub: out-of-line code, far from the block so that what runs lies close together. */
 enum stub_kind { STUB_MISS, STUB_STEP, STUB_CHAIN, STUB_FPU, STUB_POLL, STUB_FAR };
 struct stub {
 	uint8_t kind;
-	bool short_jump;	/* `from` is an 8-bit displacement */
 	bool flags_saved;	/* restore the guest's flags first */
 	struct exit_data data;
 	uint8_t *from;		/* displacement that leads here */
