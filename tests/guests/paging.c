@@ -215,12 +215,14 @@ static unsigned call(uint64_t gva) { return ((unsigned (*)(void))gva)(); }
 /* To space 0 or 1, keeping what it knows. */
 static void go(int n) { WRITE_CR(3, space[n].cr3 | KEEP); }
 
-/* Both pages: the byte 1 or 2, and at 16 a function that returns it. */
+/* Both pages: the byte 1 or 2, at 16 a function that returns it, at 32 one that stores it. */
 static void page_fill(uint64_t page, uint8_t value)
 {
 	const uint8_t code[] = { 0xb8, value, 0, 0, 0, 0xc3 };
+	const uint8_t user_code[] = { 0xc6, 0x07, value, 0xc3 };	/* movb $value, (%rdi) */
 	*(uint8_t *)page = value;
 	memcpy((void *)(page + 16), code, sizeof code);
+	memcpy((void *)(page + 32), user_code, sizeof user_code);
 }
 
 /* Space 0 has PCID 1 and shows page_a at gva; space 1 has PCID 2 and shows page_b. */
@@ -279,6 +281,14 @@ static void forget_inv2(void) { invpcid(2, 0, 0); }
 static void forget_inv3(void) { invpcid(3, 0, 0); }
 static void forget_wp(void) { WRITE_CR(0, READ_CR(0) ^ 0x10000); WRITE_CR(0, READ_CR(0) ^ 0x10000); }
 
+static void invpage_both(uint64_t gva)
+{
+	go(0);
+	invlpg(gva);
+	go(1);
+	invlpg(gva);
+}
+
 static void pcid_alternate(void)
 {
 	uint64_t gva = space[0].gva;
@@ -290,6 +300,19 @@ static void pcid_alternate(void)
 		wrong += call(gva + 16) != (i & 1) + 1;
 	}
 	CHECK(wrong == 0, "data and code follow the address space, without flushes");
+	*space[0].pte = page_a | 7;
+	*space[1].pte = page_b | 7;
+	wrong = 0;
+	for (unsigned i = 0; i < 100; i++) {
+		volatile uint8_t seen = 0;
+		go(i & 1);
+		wrong += try_user((void (*)(void *))(gva + 32), (void *)&seen) != -1;
+		wrong += seen != (i & 1) + 1;
+	}
+	CHECK(wrong == 0, "user code does, too");
+	*space[0].pte = page_a | 3;
+	*space[1].pte = page_b | 3;
+	invpage_both(gva);
 	go(0);
 	*(volatile uint8_t *)(gva + 8) = 0x55;
 	go(1);
@@ -391,6 +414,19 @@ static void sizes(void)
 	boot_pml4[4] = 0;
 }
 
+/* A jump as far as they go: 2 GiB less one byte behind its end, which is in the page's last part. */
+static void far_jump(void)
+{
+	uint64_t from = (7ull << 39) + 0xff8, to = from + 5 + 0x7fffffff;
+	const uint8_t jump[] = { 0xe9, 0xff, 0xff, 0xff, 0x7f };
+
+	memcpy((void *)(page_a + 0xff8), jump, sizeof jump);
+	*(uint8_t *)(page_b + (to & 0xfff)) = 0xc3;
+	map(from & ~0xfffull, page_a | 3);
+	map(to & ~0xfffull, page_b | 3);
+	check(try((void (*)(void *))from, 0) == -1, "a jump over 2 GiB", "");
+}
+
 int main(void)
 {
 	trap_init();
@@ -405,5 +441,6 @@ int main(void)
 	pcid_spaces();
 	sizes();
 	large_invalidation();
+	far_jump();
 	return 0;
 }

@@ -29,6 +29,10 @@ static unsigned reg_or_load(struct block_build *b, unsigned guest, unsigned temp
 void emit_page_address(struct block_build *b, unsigned reg, int64_t offset)
 {
 	emit_load(&b->e, reg, hm_gs(OFF_HOT(page)));
+	if (b->wide && offset > INT32_MAX) {	/* of a jump as far as they go */
+		emit_lea(&b->e, reg, hm_base(reg, INT32_MAX));
+		offset -= INT32_MAX;
+	}
 	if (offset)
 		emit_op_mem(&b->e, b->wide, 0x8d, reg, hm_base(reg, (int32_t)offset));	/* lea */
 }
