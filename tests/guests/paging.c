@@ -414,6 +414,50 @@ static void sizes(void)
 	boot_pml4[4] = 0;
 }
 
+/* Runs of PUSH and POP: where they fault, and what they have done by then. */
+static void push_run(void *p)
+{
+	__asm__ volatile("movq %%rsp, %%rbx; movq %0, %%rsp; movl $0x11, %%eax; movl $0x22, %%ecx; movl $0x33, %%edx\n"
+			 "pushq %%rax; pushq %%rcx; pushq %%rdx; pushq %%r15; pushq %%rax; movq %%rbx, %%rsp"
+			 : : "r"(p) : "rax", "rbx", "rcx", "rdx", "memory");
+}
+static uint64_t popped[3];
+static void pop_run(void *p)
+{
+	__asm__ volatile("movq %%rsp, %%rbx; movq %3, %%rsp; popq %0; popq %1; popq %2; movq %%rbx, %%rsp"
+			 : "=&r"(popped[0]), "=&r"(popped[1]), "=&r"(popped[2]) : "r"(p) : "rbx", "memory");
+}
+
+/* At CPL 3, where a fault has a stack of its own. */
+static void stack_runs(void)
+{
+	uint64_t *a = (uint64_t *)page_a, *b = (uint64_t *)page_b;
+
+	map(AREA, page_a | 7);
+	map(AREA + 4096, page_b | 7);
+	for (unsigned i = 0; i < 512; i++)
+		a[i] = b[i] = 100 + i;
+	check(try_user(push_run, (void *)(AREA + 4096 + 16)) == -1 && b[1] == 0x11 && b[0] == 0x22 && a[511] == 0x33 &&
+	      a[509] == 0x11 && a[508] == 608, "pushes across two pages", "");
+	map(AREA, 0);
+	b[1] = b[0] = 0;
+	check(try_user(push_run, (void *)(AREA + 4096 + 16)) == 14 && caught.cr2 == AREA + 4096 - 8 && caught.error == 6 &&
+	      b[1] == 0x11 && b[0] == 0x22, "the third push faults", "");
+	map(AREA + 4096, page_b | 5);
+	check(try_user(push_run, (void *)(AREA + 8192)) == 14 && caught.cr2 == AREA + 8192 - 8 && caught.error == 7,
+	      "the first push faults", "%lx", caught.cr2);
+	map(AREA, page_a | 7);
+	check(try_user(pop_run, (void *)(AREA + 4096 - 8)) == -1 && popped[0] == a[511] && popped[1] == b[0] &&
+	      popped[2] == b[1], "pops across two pages", "");
+	map(AREA + 4096, 0);
+	check(try_user(pop_run, (void *)(AREA + 4096 - 16)) == 14 && caught.cr2 == AREA + 4096 && caught.error == 4,
+	      "the third pop faults", "");
+	map(AREA, 0);
+	check(try_user(pop_run, (void *)(AREA + 128)) == 14 && caught.cr2 == AREA + 128, "the first pop faults", "");
+	check(try_user(push_run, (void *)0x0000800000000010ull) == 12 && try_user(pop_run, (void *)0x0000800000000000ull) == 12,
+	      "non-canonical stacks are #SS", "");
+}
+
 /* A jump as far as they go: 2 GiB less one byte behind its end, which is in the page's last part. */
 static void far_jump(void)
 {
@@ -442,5 +486,6 @@ int main(void)
 	sizes();
 	large_invalidation();
 	far_jump();
+	stack_runs();
 	return 0;
 }

@@ -182,7 +182,14 @@ static void block_emit(struct block_build *b)
 	unsigned next = b->start;
 
 	for (unsigned i = 0; i < b->count && r == INSN_NEXT; i++) {
+		unsigned run = stack_run_length(b, i);
+		if (run > 1) {
+			stack_run_translate(b, i, run);
+			i += run - 1;
+		}
 		next = b->insns[i].offset + b->insns[i].in.len;
+		if (run > 1)
+			continue;
 		r = insn_translate(b, &b->insns[i]);
 		if (r == INSN_STEP)
 			emit_step(b, b->insns[i].offset);

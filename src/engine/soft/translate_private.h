@@ -63,7 +63,11 @@ struct exit_data {
 	int32_t rel;		/* MISS, FPU, TSC: where to go on; CHAIN: the displacement to patch; from this struct */
 	uint32_t block;		/* CHAIN: index of the block that jumps */
 } __attribute__((packed));
-enum { EXIT_WRITE = 1, EXIT_AUX = 2 /* TSC: RDTSCP */ };
+enum {
+	EXIT_WRITE = 1,
+	EXIT_AUX = 2,	/* TSC: RDTSCP */
+	EXIT_LAST = 4,	/* MISS: the last word is what is accessed first */
+};
 
 struct tblock {
 	uint32_t hash_next, page_next;	/* 1-based; 0 ends */
@@ -205,6 +209,11 @@ void emit_page_address(struct block_build *b, unsigned reg, int64_t offset);
 enum insn_result system_translate(struct block_build *b, struct block_insn *bi);
 /* Does the block go on after it? */
 bool system_goes_on(const struct insn *in);
+
+/* --- translate_stack.c --- */
+/* How many instructions from `first` on are PUSHes, or POPs, of registers. */
+unsigned stack_run_length(const struct block_build *b, unsigned first);
+void stack_run_translate(struct block_build *b, unsigned first, unsigned n);
 
 /* --- translate_string.c --- */
 enum insn_result string_translate(struct block_build *b, struct block_insn *bi);
