@@ -70,13 +70,17 @@ struct engine_ops {
 	const struct engine_irqchip_ops *irqchip;
 };
 
-/* With an in-kernel irqchip the board routes lines and MSIs here instead of to its own devices. */
+/* With an in-kernel irqchip the board routes lines and MSIs here instead of to its own devices, and has no 8254.
+ * Doorbells need no call: the engine hears of them from the map. Any thread. */
+#define ENGINE_GSI_8259 24	/* + n: the 8259s' IRQ n and nothing else */
 struct engine_irqchip_ops {
-	void (*set_gsi)(struct engine *en, unsigned gsi, bool level);	/* ISA/IO-APIC lines 0..23 */
+	/* 0..15: ISA IRQs, at 8259s and IO-APIC (IRQ 0: pin 2); 16..23: IO-APIC pins. */
+	void (*set_gsi)(struct engine *en, unsigned gsi, bool level);
 	void (*send_msi)(struct engine *en, uint64_t gpa, uint32_t data);
-	int  (*add_irqfd)(struct engine *en, int fd, uint64_t msi_gpa, uint32_t msi_data);	/* route id or -errno */
+	void (*set_hpet_legacy)(struct engine *en, bool on);	/* the HPET stands in for the 8254 */
+	/* For back ends in other processes: the eventfd sends the message. Route id or -errno. */
+	int  (*add_irqfd)(struct engine *en, int fd, uint64_t msi_gpa, uint32_t msi_data);
 	void (*del_irqfd)(struct engine *en, int fd, int route);
-	int  (*add_ioeventfd)(struct engine *en, int fd, uint64_t gpa, unsigned size);
 };
 
 extern const struct engine_ops engine_soft, engine_kvm;

@@ -4,6 +4,9 @@
  *   device -- irq_line --> isa_set: pin n --> 8259 IRQ n   and IO-APIC pin n (IRQ 0: pin 2)
  *   PCI INTx PIRQ A-D ---> IO-APIC pins 16-19, and through the LPC bridge to the 8259s
  *   PCI MSI-X, IO-APIC --> LAPICs --> vCPU threads (run.c)
+ *
+ * An engine with an irqchip of its own has these controllers and the 8254 in the host's kernel; the board then
+ * has none, and lines and messages go to the engine.
  */
 #include "machine/board.h"
 
@@ -35,11 +38,20 @@
 
 enum { IRQ_TIMER = 0, IRQ_KEYBOARD = 1, IRQ_COM1 = 4, IRQ_RTC = 8 };
 
-/* --- interrupts --- */
+/* --- interrupts: to the engine's controllers if it has them, else to the board's own --- */
 
+/* A line may move before the engine is there (false, at a device's birth) or after. */
+static bool kernel_set(struct board *b, unsigned gsi, bool level)
+{
+	if (b->irqchip && b->engine)
+		b->irqchip->set_gsi(b->engine, gsi, level);
+	return b->irqchip;
+}
 static void isa_set(void *opaque, unsigned irq, bool level)
 {
 	struct board *b = opaque;
+	if (kernel_set(b, irq, level))
+		return;
 	pic_set(b->pic, irq, level);
 	ioapic_set(b->ioapic, irq ? irq : 2, level);
 }
@@ -61,12 +73,31 @@ static void on_hpet_legacy(void *opaque, bool on)
 {
 	struct board *b = opaque;
 	atomic_store(&b->hpet_legacy, on);
+	if (b->irqchip && b->engine)
+		b->irqchip->set_hpet_legacy(b->engine, on);
 	isa_set(b, IRQ_TIMER, false);
 	isa_set(b, IRQ_RTC, false);
 }
 static void lpc_set(void *opaque, unsigned irq, bool level)
 {
-	pic_set(((struct board *)opaque)->pic, irq, level);
+	struct board *b = opaque;
+	if (!kernel_set(b, ENGINE_GSI_8259 + irq, level))
+		pic_set(b->pic, irq, level);
+}
+/* Pins from 16 on: the IO-APIC's alone. */
+static void pin_set(void *opaque, unsigned pin, bool level)
+{
+	struct board *b = opaque;
+	if (!kernel_set(b, pin, level))
+		ioapic_set(b->ioapic, pin, level);
+}
+static void msi_send(void *opaque, uint64_t gpa, uint32_t data)
+{
+	struct board *b = opaque;
+	if (!b->irqchip)
+		lapic_msi(b->lapics, gpa, data);
+	else if (b->engine)
+		b->irqchip->send_msi(b->engine, gpa, data);
 }
 static void pic_output(void *opaque)
 {
@@ -140,24 +171,30 @@ static int memory_init(struct board *b, struct error *e)
 	return ret;
 }
 
-static void chipset_init(struct board *b)
+static void interrupts_init(struct board *b)
 {
 	const struct lapic_host lapic_host = {
 		.opaque = b, .kick = host_kick, .init = host_init, .sipi = host_sipi, .nmi = host_nmi,
 		.tsc = host_tsc, .current = current_vcpu, .eoi = host_eoi, .extint_pending = host_extint,
 		.extint_ack = host_extint_ack, .tsc_hz = b->tsc_hz,
 	};
-	const struct uart_host console = { b->config.console_opaque, b->config.console_write, b->config.console_room };
-	const struct acpi_pm_host ends = { b, on_power_off, on_reset };
 	b->lapics = lapic_bus_new(b->map, b->loop, b->config.vcpus, &lapic_host);
 	b->ioapic = ioapic_new(b->map, b->lapics);
 	b->pic = pic_new(b->map, pic_output, b);
 	b->pit = pit_new(b->map, b->loop, clock_line(b, IRQ_TIMER));
+}
+
+static void chipset_init(struct board *b)
+{
+	const struct uart_host console = { b->config.console_opaque, b->config.console_write, b->config.console_room };
+	const struct acpi_pm_host ends = { b, on_power_off, on_reset };
+	if (!b->irqchip)
+		interrupts_init(b);
 	b->rtc = rtc_new(b->map, b->loop, clock_line(b, IRQ_RTC), b->layout.low_ram, b->layout.high_ram);
 	struct hpet_wiring timer = { .legacy = { isa_line(b, IRQ_TIMER), isa_line(b, IRQ_RTC) },
 				     .opaque = b, .legacy_mode = on_hpet_legacy };
 	for (unsigned i = 20; i < HPET_PINS; i++)	/* the pins above PCI's are its own */
-		timer.pin[i] = (struct irq_line){ ioapic_set, b->ioapic, i };
+		timer.pin[i] = (struct irq_line){ pin_set, b, i };
 	b->hpet = hpet_new(b->map, b->loop, &timer);
 	b->uart = uart_new(b->map, 0x3f8, isa_line(b, IRQ_COM1), &console);
 	const struct i8042_host keyboard = { b, on_reset };
@@ -184,10 +221,10 @@ static uint64_t mmio64_gpa(const struct board *b)
 static int pci_init(struct board *b, struct error *e)
 {
 	struct irq_line intx[4];
-	const struct msi_sink msi = { lapic_msi, b->lapics };
+	const struct msi_sink msi = { msi_send, b };
 	struct lpc_wiring lpc = { .opaque = b };
 	for (unsigned i = 0; i < 4; i++)
-		intx[i] = (struct irq_line){ ioapic_set, b->ioapic, 16 + i };
+		intx[i] = (struct irq_line){ pin_set, b, 16 + i };
 	for (unsigned i = 0; i < 16; i++)
 		lpc.isa[i] = (struct irq_line){ lpc_set, b, i };
 	b->pci = pci_bus_new(b->map, intx, &msi, mmio64_gpa(b));
@@ -225,6 +262,7 @@ int board_new(struct board **out, struct loop *l, const struct board_config *c, 
 	ASSERT(b && c->vcpus >= 1 && c->vcpus <= BOARD_VCPUS_MAX && c->ram_bytes >= BOARD_RAM_MIN);
 	b->config = *c;
 	b->loop = l;
+	b->irqchip = c->engine->irqchip;
 	b->tsc_hz = tsc_measure();
 	if (c->engine == &engine_soft)	/* it makes its own clock: whole MHz, as CPUID leaf 0x15 can say */
 		b->tsc_hz -= b->tsc_hz % 1000000;
@@ -266,6 +304,7 @@ void board_free(struct board *b)
 	}
 	if (b->engine)
 		b->config.engine->destroy(b->engine);
+	b->engine = NULL;
 	if (b->model)
 		cpu_model_free(b->model);
 	fw_cfg_free(b->fw_cfg);

@@ -31,6 +31,7 @@ struct board {
 	struct loop *loop;
 	struct map *map;
 	struct engine *engine;
+	const struct engine_irqchip_ops *irqchip;	/* NULL: lapics, ioapic, pic and pit are the board's */
 	struct cpu_model *model;
 	uint64_t tsc_hz;
 	struct boot_layout layout;

@@ -348,6 +348,14 @@ bool map_code_test(const struct map *m, uint32_t ram_page)
 	return atomic_load_explicit(&m->code[ram_page / 64], memory_order_acquire) >> (ram_page % 64) & 1;
 }
 
+static void doorbell_tell(struct map *m, unsigned slot, bool on)
+{
+	for (unsigned i = 0; i < m->listeners; i++)
+		if (m->listener[i].doorbell_changed)
+			m->listener[i].doorbell_changed(m->listener[i].opaque, m->doorbell[slot].gpa, m->doorbell[slot].size,
+							m->doorbell[slot].fd, on);
+}
+
 void map_doorbell(struct map *m, uint64_t gpa, unsigned size, int eventfd)
 {
 	pthread_mutex_lock(&m->lock);
@@ -359,9 +367,13 @@ void map_doorbell(struct map *m, uint64_t gpa, unsigned size, int eventfd)
 			slot = i;
 	}
 	if (slot < MAP_DOORBELLS) {
+		if (m->doorbell[slot].fd)
+			doorbell_tell(m, slot, false);
 		m->doorbell[slot].gpa = gpa;
 		m->doorbell[slot].size = size;
 		m->doorbell[slot].fd = eventfd < 0 ? 0 : eventfd;
+		if (m->doorbell[slot].fd)
+			doorbell_tell(m, slot, true);
 	}
 	pthread_mutex_unlock(&m->lock);
 }

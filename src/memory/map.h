@@ -107,6 +107,8 @@ struct map_listener {
 	void (*code_written)(void *opaque, uint32_t ram_page, uint32_t first, uint32_t last);
 	void (*dirty_collect)(void *opaque);
 	void (*dirty_taken)(void *opaque);
+	/* A doorbell was hung up (on) or taken down; under the map's lock. */
+	void (*doorbell_changed)(void *opaque, uint64_t gpa, unsigned size, int eventfd, bool on);
 	void *opaque;
 };
 void map_listen(struct map *m, const struct map_listener *l);	/* at most 4, kept by copy */

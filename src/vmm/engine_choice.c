@@ -11,5 +11,9 @@ int engine_choose(const struct engine_ops **out, const char *name, struct error 
 		*out = &engine_soft;
 		return 0;
 	}
-	return error_set(e, EINVAL, "use --engine auto or soft", "choose the engine", "'%s' is not in this build", name);
+	if (!strcmp(name, "kvm")) {
+		*out = &engine_kvm;
+		return 0;
+	}
+	return error_set(e, EINVAL, "use --engine auto, soft or kvm", "choose the engine", "'%s' is none", name);
 }

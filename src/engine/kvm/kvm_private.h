@@ -1,0 +1,86 @@
+/*
+ * What the files of the KVM engine share.
+ *
+ *   kvm.c      life cycle                    slots.c     memory slots, dirty log, doorbells
+ *   vcpu.c     run loop, exits, kicks        cpuid.c     what KVM is told of the CPU model
+ *   irqchip.c  lines, MSIs, eventfds         state.c     x86_state <-> KVM
+ *   fallback.c, fallback_soft.c              instructions KVM gives up on, by the interpreter
+ */
+#ifndef VIXEN_ENGINE_KVM_PRIVATE_H
+#define VIXEN_ENGINE_KVM_PRIVATE_H
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "engine/engine.h"
+#include "memory/map.h"
+
+#define KVM_SLOTS 64
+#define KVM_ROUTES 1024
+#define KVM_GSI_MSI 40		/* below: IO-APIC and 8259, from ENGINE_GSI_8259 on 8259 only */
+#define KVM_MSRS 96
+
+struct kvm_slot { bool used; struct ram_slot ram; };
+struct kvm_bell { uint64_t gpa; unsigned size; int fd; };
+
+struct engine {
+	int dev_fd, vm_fd;
+	size_t run_bytes;
+	struct engine_config cfg;
+	bool fails_to_us;		/* KVM leaves every failed emulation to us, and raises nothing itself */
+	uint64_t tsc_hz, start_ns;
+	unsigned nmsrs;			/* those of the state that this host's KVM has */
+	uint32_t msr[KVM_MSRS];		/* indices into state.c's table */
+	pthread_mutex_t slot_lock;		/* slot, logging */
+	struct kvm_slot slot[KVM_SLOTS];
+	bool logging;
+	pthread_mutex_t route_lock;		/* route */
+	struct { bool used; uint64_t gpa; uint32_t data; } route[KVM_ROUTES];
+	pthread_mutex_t soft_lock;		/* soft */
+	struct engine *soft;			/* the interpreter's engine */
+};
+
+struct vcpu {
+	struct engine *en;
+	struct vcpu_wiring w;
+	int fd;
+	struct kvm_run *run;
+	_Atomic bool kicked;
+	_Atomic int tid;		/* the thread inside run(); 0: none */
+	bool unfinished;		/* an I/O exit that KVM completes on the next entry */
+	uint64_t tsc_offset;
+	struct vcpu *soft;
+	_Atomic uint64_t fallbacks;	/* instructions that the interpreter executed */
+};
+
+extern const struct engine_irqchip_ops kvm_irqchip_ops;
+int kvm_routes_commit(struct engine *en);
+
+/* slots.c */
+int kvm_slots_update(struct engine *en);
+void kvm_listen(struct engine *en);
+
+int kvm_cpuid_set(struct vcpu *v);
+
+void kvm_msrs_find(struct engine *en, int vcpu_fd);
+void kvm_get_state(struct vcpu *v, struct x86_state *out);
+void kvm_set_state(struct vcpu *v, const struct x86_state *in);
+/* Writes what differs between the two. */
+void kvm_set_changes(struct vcpu *v, const struct x86_state *old, const struct x86_state *in);
+uint8_t kvm_get_cr8(struct vcpu *v);
+void kvm_set_cr8(struct vcpu *v, uint8_t cr8);
+uint64_t kvm_tsc_base(const struct engine *en);
+
+/* Executes one instruction at the vCPU's RIP. -errno with e filled; 1: the vCPU shut down. */
+int kvm_fallback_step(struct vcpu *v, struct error *e);
+void kvm_fallback_free(struct vcpu *v);
+/* fallback_soft.c: `soft` is a vCPU of the software engine. */
+void fallback_execute(struct vcpu *soft, struct x86_state *s);
+
+int kvm_vcpu_create(struct vcpu **out, struct engine *en, const struct vcpu_wiring *w, struct error *e);
+void kvm_vcpu_destroy(struct vcpu *v);
+enum exit_reason kvm_vcpu_run(struct vcpu *v, struct error *e);
+void kvm_vcpu_kick(struct vcpu *v);
+
+#endif
