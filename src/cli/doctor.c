@@ -16,6 +16,7 @@
 #include "cli/doctor.h"
 #include "cli/options.h"
 #include "cli/verb.h"
+#include "host/sandbox.h"
 
 static void check_kvm(struct finding *f)
 {
@@ -90,6 +91,16 @@ static void check_uring(struct finding *f)
 	FOUND(f, GOOD, NULL, "works");
 }
 
+static void check_landlock(struct finding *f)
+{
+	int version = sandbox_landlock_version();
+	if (version)
+		FOUND(f, GOOD, NULL, "Landlock version %d", version);
+	else
+		FOUND(f, LIMITED, "a kernel with Landlock would also keep a VM's process from reading other files",
+		      "seccomp alone, no Landlock in this kernel");
+}
+
 /* In a child, for one cannot go back. */
 static void check_namespaces(struct finding *f)
 {
@@ -157,6 +168,7 @@ static const struct check {
 	{ "memory", "memory", check_memory },
 	{ "files", "limit on files", check_files },
 	{ "io_uring", "io_uring", check_uring },
+	{ "sandbox", "sandbox", check_landlock },
 	{ "namespaces", "user namespaces", check_namespaces },
 	{ "builder", "image builder", check_builder },
 	{ "space", "space for images", check_space },

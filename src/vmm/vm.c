@@ -10,6 +10,7 @@
 
 #include "block/block.h"
 #include "host/loop.h"
+#include "host/sandbox.h"
 #include "machine/board.h"
 #include "vmm/console.h"
 #include "vmm/engine_choice.h"
@@ -100,6 +101,18 @@ static int board_build(struct vm *vm, struct error *e)
 	return ret ? ret : board_boot(vm->board, &files, e);
 }
 
+/* After a reset the board reads its boot files and binds its forwarded ports again; nothing else is opened later. */
+static int confine(const struct vm *vm, struct error *e)
+{
+	const struct vm_config *c = vm->config;
+	struct sandbox s = { .readable = { c->kernel, c->initrd }, .kvm = strcmp(vm->engine->name, "soft") };
+
+	for (unsigned i = 0; i < c->nnets; i++)
+		for (unsigned j = 0; j < c->net[i].nforwards; j++)
+			s.low_ports |= c->net[i].forward[j].host_port < 1024;
+	return sandbox_enter(&s, e);
+}
+
 static size_t console_to_board(void *opaque, const uint8_t *bytes, size_t n)
 {
 	return board_console_input(((struct vm *)opaque)->board, bytes, n);
@@ -141,7 +154,8 @@ int vm_new(struct vm **out, const struct vm_config *c, int console_fd, struct er
 		goto fail;
 	}
 	if ((ret = engine_choose(&vm->engine, c->engine, e)) || (ret = signals_init(vm, e)) ||
-	    (ret = console_init(vm, console_fd, e)) || (ret = disks_open(vm, e)) || (ret = board_build(vm, e)))
+	    (ret = console_init(vm, console_fd, e)) || (ret = disks_open(vm, e)) || (ret = board_build(vm, e)) ||
+	    (ret = confine(vm, e)))
 		goto fail;
 	*out = vm;
 	return 0;
