@@ -73,7 +73,12 @@ static void gate(struct vcpu *v, const struct insn *in)
 {
 	switch (in->row->cls) {
 	case CLASS_X87: gate_x87(v, in); break;
-	case CLASS_MMX: gate_mmx(v); break;
+	case CLASS_MMX:
+		if (in->op == X86_CVTPI2PS || in->op == X86_CVTPI2PD)
+			gate_sse(v);		/* and only their register form is an MMX instruction */
+		if ((in->op != X86_CVTPI2PS && in->op != X86_CVTPI2PD) || fp_has_mmx(in))
+			gate_mmx(v);
+		break;
 	case CLASS_SSE:
 		gate_sse(v);
 		for (unsigned i = 0; i < in->nops; i++)		/* CVTPI2PS and kin touch MMX registers too */

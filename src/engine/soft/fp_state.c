@@ -9,6 +9,7 @@
 
 #include "cpu/model.h"
 #include "engine/soft/fp.h"
+#include "engine/soft/mem.h"
 #include "engine/soft/soft.h"
 
 #define LEGACY_BYTES 512u
@@ -229,6 +230,8 @@ static void gate_fxsave(struct vcpu *v, const struct insn *in)
 {
 	if (v->s.cr0 & (CR0_EM | CR0_TS))
 		vcpu_raise(v, EXC_NM);
+	if (v->insn_mode == INSN_64 && in->mem.seg == SEG_SS && !va_canonical(v, mem_effective(v, in)))
+		vcpu_raise_error(v, EXC_SS, 0);		/* here it comes before misalignment */
 	fp_check_align(v, in, 16);
 }
 

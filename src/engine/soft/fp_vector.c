@@ -59,23 +59,23 @@ static void gather(struct vcpu *v, const struct insn *in, unsigned index_size, u
 	if (dst == mask_reg || dst == in->mem.index || mask_reg == in->mem.index)
 		vcpu_raise(v, EXC_UD);
 	uint64_t base = in->mem.base == INSN_REG_NONE ? 0 : v->s.gpr[in->mem.base];
-	for (unsigned i = 0; i < 32 / size; i++)
-		if (i < n)
-			set_element(&mask, i, size, masked_in(&mask, i, size) ? ~0ull : 0);
-		else
-			set_element(&mask, i, size, 0);
+	/* In order: a fault leaves the elements before it done and those from it on untouched, mask and all. */
 	for (unsigned i = 0; i < n; i++) {
-		if (!masked_in(&mask, i, size))
+		bool wanted = masked_in(&mask, i, size);
+		set_element(&mask, i, size, 0);
+		if (!wanted) {
+			set(v, mask_reg, &mask);
 			continue;
+		}
 		int64_t x = index_size == 8 ? (int64_t)index.q[i] : (int32_t)index.d[i];
 		uint64_t offset = wrap(in, base + ((uint64_t)x << in->mem.scale) + (uint64_t)in->mem.disp);
 		set_element(&result, i, size, mem_load(v, in->mem.seg, offset, size));
-		set_element(&mask, i, size, 0);
 		set(v, dst, &result);
 		set(v, mask_reg, &mask);
 	}
 	for (unsigned i = n * size; i < 32; i++)
 		result.b[i] = 0;
+	memset(&mask, 0, sizeof mask);		/* what is above the elements stays until all are there */
 	set(v, dst, &result);
 	set(v, mask_reg, &mask);
 }

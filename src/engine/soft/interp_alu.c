@@ -404,17 +404,16 @@ SHIFT(shl) SHIFT(shr) SHIFT(sar) SHIFT(rol) SHIFT(ror) SHIFT(rcl) SHIFT(rcr)
 
 /* Double shifts: with 16-bit operands and counts over 16 the result is undefined; we shift the
  * concatenation dest:src:dest as hardware does. */
-static void double_shift(struct vcpu *v, const struct insn *in, bool left)
+INLINE uint64_t double_shift(struct vcpu *v, const struct insn *in, uint64_t a, uint64_t b, uint64_t *fl, bool left)
 {
 	unsigned size = in->ops[0].size, bits = 8 * size, n = shift_count(v, in, 2);
-	uint64_t a = op_read(v, in, 0), b = reg_read(v, &in->ops[1]), r, cf;
+	unsigned __int128 x;
+	uint64_t r, cf;
 
-	if (n == 0) {
-		op_write(v, in, 0, a);
-		return;
-	}
+	if (n == 0)
+		return a;
 	if (left) {
-		unsigned __int128 x = (unsigned __int128)a << bits | b;
+		x = (unsigned __int128)a << bits | b;
 		if (n > bits) {
 			x = (unsigned __int128)b << bits | a;
 			n -= bits;
@@ -422,7 +421,7 @@ static void double_shift(struct vcpu *v, const struct insn *in, bool left)
 		r = (uint64_t)(x >> (bits - n));
 		cf = (uint64_t)(x >> (2 * bits - n)) & 1;
 	} else {
-		unsigned __int128 x = (unsigned __int128)b << bits | a;
+		x = (unsigned __int128)b << bits | a;
 		if (n > bits) {
 			x = (unsigned __int128)a << bits | b;
 			n -= bits;
@@ -431,12 +430,22 @@ static void double_shift(struct vcpu *v, const struct insn *in, bool left)
 		cf = (uint64_t)(x >> (n - 1)) & 1;
 	}
 	r &= size_mask(size);
-	op_write(v, in, 0, r);
-	flags_set(v, FLAGS_ARITH, cf | flags_szp(r, size) | ((a ^ r) >> (bits - 1) & 1) << 11);
+	*fl = (*fl & ~(uint64_t)FLAGS_ARITH) | cf | flags_szp(r, size) | ((a ^ r) >> (bits - 1) & 1) << 11;
+	return r;
 }
 
-INTERP_HANDLER(op_shld) { double_shift(v, in, true); }
-INTERP_HANDLER(op_shrd) { double_shift(v, in, false); }
+INLINE uint64_t shld_f(struct vcpu *v, const struct insn *in, uint64_t a, uint64_t b, uint64_t *fl)
+{
+	return double_shift(v, in, a, b, fl, true);
+}
+
+INLINE uint64_t shrd_f(struct vcpu *v, const struct insn *in, uint64_t a, uint64_t b, uint64_t *fl)
+{
+	return double_shift(v, in, a, b, fl, false);
+}
+
+INTERP_HANDLER(op_shld) { rmw(v, in, shld_f, reg_read(v, &in->ops[1]), false); }
+INTERP_HANDLER(op_shrd) { rmw(v, in, shrd_f, reg_read(v, &in->ops[1]), false); }
 
 /* --- bit tests --- */
 

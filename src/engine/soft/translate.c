@@ -188,6 +188,8 @@ static bool miss_fill(struct vcpu *v, const struct exit_data *d, unsigned mode)
 	bool write = d->flags & EXIT_WRITE;
 	uint64_t va = v->hot.t0 + (write ? te->tag_write : te->tag_read);
 
+	if ((d->flags & EXIT_ALIGNED) && (va & (d->size == 32 ? 31 : 15)))
+		return false;
 	if (!va_canonical(v, va) || (va & ~GUEST_PAGE_MASK) + d->size > GUEST_PAGE_SIZE)
 		return false;
 	if (d->flags & EXIT_LAST)
@@ -281,6 +283,16 @@ static void tsc_read(struct vcpu *v, bool aux)
 		v->s.gpr[REG_RCX] = (uint32_t)v->s.tsc_aux;
 }
 
+/* A near branch to a non-canonical address faults as if it had not begun: then it is the interpreter's. */
+static bool branch_undo(struct vcpu *v, const struct exit_data *d)
+{
+	if (!(d->flags & EXIT_BRANCH) || v->insn_mode != INSN_64 || va_canonical(v, v->s.rip))
+		return false;
+	v->s.rip = v->hot.page + d->offset;
+	v->s.gpr[REG_RSP] -= (uint64_t)d->rel;
+	return true;
+}
+
 /* Handles one exit; returns where to go on in host code, or NULL: at s.rip, by `step` in the interpreter. */
 static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, unsigned mode, bool *step, bool *fpu)
 {
@@ -288,6 +300,7 @@ static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, uns
 	*fpu = v->hot.fpu_want;
 	if (v->hot.exit_reason == TEXIT_LOOKUP) {
 		v->s.rip = v->hot.t0;
+		*step = branch_undo(v, d);
 		return NULL;
 	}
 	v->s.rip = v->hot.page + d->offset;

@@ -22,18 +22,19 @@
  */
 #include "engine/soft/translate_private.h"
 
-static void emit_exit(struct block_build *b, enum trans_exit kind, unsigned offset)
+static void emit_exit_data(struct block_build *b, enum trans_exit kind, struct exit_data d)
 {
-	struct exit_data d = { .offset = (uint16_t)offset };
-
 	emit_call_to(&b->e, b->t->exit_to[kind]);
 	memcpy(b->e.p, &d, sizeof d);
 	b->e.p += sizeof d;
 }
 
-void jump_indirect(struct block_build *b) { jump_indirect_mode(b, b->mode); }
+static void emit_exit(struct block_build *b, enum trans_exit kind, unsigned offset)
+{
+	emit_exit_data(b, kind, (struct exit_data){ .offset = (uint16_t)offset });
+}
 
-void jump_indirect_mode(struct block_build *b, unsigned mode)
+static void emit_lookup(struct block_build *b, unsigned mode, struct exit_data d)
 {
 	struct emitter *e = &b->e;
 	uint8_t *free_to_go, *found, *miss;
@@ -44,7 +45,7 @@ void jump_indirect_mode(struct block_build *b, unsigned mode)
 	free_to_go = emit_jrcxz(e);
 	miss = e->p;
 	emit_load(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
-	emit_exit(b, TEXIT_LOOKUP, 0);
+	emit_exit_data(b, TEXIT_LOOKUP, d);
 	patch8(free_to_go, e->p);
 	e3(e, 0x41, 0x0f, 0xb7), e1(e, 0xce);			/* movzx ecx, r14w */
 	e3(e, 0x8d, 0x0c, 0x09);				/* lea ecx, [rcx + rcx] */
@@ -59,6 +60,38 @@ void jump_indirect_mode(struct block_build *b, unsigned mode)
 	patch8(found, e->p);
 	emit_load(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
 	emit_op_mem(e, false, 0xff, 4, hm_base(H_T1, 8));
+}
+
+void jump_indirect(struct block_build *b) { emit_lookup(b, b->mode, (struct exit_data){ 0 }); }
+void jump_indirect_mode(struct block_build *b, unsigned mode) { emit_lookup(b, mode, (struct exit_data){ 0 }); }
+
+/* The end of JMP or RET, which has popped so many bytes: back out of it if its target is no address. */
+static void jump_branch(struct block_build *b, const struct block_insn *bi, unsigned popped)
+{
+	struct exit_data d = { .offset = (uint16_t)bi->offset, .flags = EXIT_BRANCH, .rel = (int32_t)popped };
+
+	emit_lookup(b, b->mode, d);
+}
+
+/*
+ * Steps if T0 is not canonical with 48 bits: a call must fault before it has pushed. Flags stay. T1 is used.
+ * (With 5-level paging the step is only slow.)
+ */
+static void emit_check_canonical(struct block_build *b, const struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	uint8_t *good;
+
+	emit_store(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
+	emit_mov_imm(e, H_T1, 1ull << 47);
+	emit_lea(e, H_T1, (struct host_mem){ H_T1, H_T0, 0, false, 0 });
+	e3(e, 0x49, 0x0f, 0xcf);				/* bswap r15: the top comes first */
+	e3(e, 0x41, 0x0f, 0xb7), e1(e, 0xcf);			/* movzx ecx, r15w */
+	good = emit_jrcxz(e);
+	emit_load(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
+	emit_exit(b, TEXIT_STEP, bi->offset);
+	patch8(good, e->p);
+	emit_load(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
 }
 
 /* Leaves to C if a request is pending, with RIP at `target` of this page. */
@@ -155,6 +188,8 @@ static enum insn_result call_translate(struct block_build *b, struct block_insn 
 	}
 	if (!indirect_target(b, bi))
 		return INSN_STEP;
+	if (b->wide)
+		emit_check_canonical(b, bi);
 	emit_store(e, H_T0, hm_gs(OFF_HOT(save_value)));
 	call_push(b, bi, (unsigned)next);
 	emit_load(e, H_T0, hm_gs(OFF_HOT(save_value)));
@@ -169,7 +204,7 @@ static enum insn_result ret_translate(struct block_build *b, struct block_insn *
 
 	emit_op_mem(e, b->wide, 0x8b, H_T0, stack_translate(b, bi, 0, b->word, false));
 	emit_op_mem(e, b->wide, 0x8d, H_R13, hm_base(H_R13, (int32_t)(b->word + pop)));
-	jump_indirect(b);
+	jump_branch(b, bi, b->word + pop);
 	return INSN_ENDS;
 }
 
@@ -210,7 +245,7 @@ enum insn_result jump_translate(struct block_build *b, struct block_insn *bi)
 		if (in->ops[0].kind == OPK_REL)
 			jump_to_offset(b, target, target <= bi->offset, bi->live_out & FLAGS_ARITH);
 		else if (indirect_target(b, bi))
-			jump_indirect(b);
+			jump_branch(b, bi, 0);
 		else
 			return INSN_STEP;
 		return INSN_ENDS;

@@ -156,8 +156,10 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 	address_translate(b, in, H_T0, bi->offset + in->len, b->wide);
 	segment_add(b, bi, live);
 	check(b, bi, size, write, retry, live);
-	if (align > 1)
+	if (align > 1) {
+		b->stubs[b->stub_count - 1].data.flags |= EXIT_ALIGNED;
 		align_check(b, bi, align, live);
+	}
 	if (plain) {
 		emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
 		m = (struct host_mem){ (uint8_t)host_reg_of(in->mem.base), H_T1, 0, false, (int32_t)in->mem.disp };

@@ -67,6 +67,8 @@ enum {
 	EXIT_WRITE = 1,
 	EXIT_AUX = 2,	/* TSC: RDTSCP */
 	EXIT_LAST = 4,	/* MISS: the last word is what is accessed first */
+	EXIT_ALIGNED = 16,	/* MISS: misalignment faults, and before the page does */
+	EXIT_BRANCH = 8,	/* LOOKUP: by a branch that popped `rel` bytes and faults where its target is no address */
 };
 
 struct tblock {
