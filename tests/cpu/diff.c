@@ -1,0 +1,428 @@
+/*
+ * diff [-n count] [-s seed] [-m MNEMONIC] [-e interp,trans] [-q] [-v]
+ *   -n cases   -s seed   -m only this mnemonic   -e engines compared with native   -q sequences only
+ *   -1 single instructions only   -x stop after this many differences (default 10)
+ * Exit code 0: no difference.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cpu/format.h"
+#include "diff.h"
+
+uint64_t native_exit_address(void);
+
+enum { INTERP, TRANS, ENGINES };
+static const char *const engine_names[] = { "interp", "trans" };
+
+struct session {
+	struct native *native;
+	struct diff_shared *sh;
+	struct soft *engine[ENGINES];
+	struct gen gen;
+	bool quiet_memory;
+	unsigned differences, limit;
+	bool replayed;
+	bool silent;		/* only look whether there is a difference */
+	uint64_t cases, ended, faulted;
+	struct diff_case c[DIFF_CASES];
+	uint8_t data[DATA_BYTES], stack[STACK_BYTES];	/* as at the batch's start */
+};
+
+static void exit_put(uint8_t *at)
+{
+	uint64_t to = native_exit_address();
+	memset(at, 0, 6);
+	at[0] = 0xff, at[1] = 0x25;
+	memcpy(at + 6, &to, 8);
+}
+
+static void memory_load(struct session *d)
+{
+	memcpy(d->sh->data, d->data, DATA_BYTES);
+	memcpy(d->sh->stack, d->stack, STACK_BYTES);
+	for (unsigned e = 0; e < ENGINES; e++)
+		if (d->engine[e]) {
+			memcpy(soft_data(d->engine[e]), d->data, DATA_BYTES);
+			memcpy(soft_stack(d->engine[e]), d->stack, STACK_BYTES);
+		}
+}
+
+static void batch_build(struct session *d, int mode)
+{
+	gen_memory(&d->gen, d->data, DATA_BYTES);
+	gen_stack(&d->gen, d->stack);
+	for (unsigned i = 0; i < DIFF_CASES; i++) {
+		uint8_t *slot = d->sh->code + i * SLOT_BYTES;
+		gen_case(&d->gen, i, mode == 'q' || (mode == 'b' && i % 2), &d->c[i], &d->sh->in[i]);
+		memcpy(slot, d->c[i].code, SLOT_BYTES);
+		exit_put(slot + SLOT_START + d->c[i].len);
+	}
+	for (unsigned e = 0; e < ENGINES; e++) {
+		uint8_t *code = d->engine[e] ? soft_code(d->engine[e]) : NULL;
+		for (unsigned i = 0; code && i < DIFF_CASES; i++) {
+			memcpy(code + i * SLOT_BYTES, d->c[i].code, SLOT_BYTES);
+			code[i * SLOT_BYTES + SLOT_START + d->c[i].len] = 0xf4;
+		}
+		if (code)
+			soft_code_changed(d->engine[e]);
+	}
+	memory_load(d);
+}
+
+/* --- comparison --- */
+
+/* The HLT behind some case; its own, or after a RET one that it strayed to. */
+static bool at_exit(const struct session *d, uint64_t rip)
+{
+	uint64_t slot = (rip - CODE_VA) / SLOT_BYTES;
+	return rip >= CODE_VA && slot < DIFF_CASES && rip == d->sh->in[slot].rip + d->c[slot].len;
+}
+
+static void normalise(const struct session *d, struct diff_state *s, uint64_t exit_va, bool native)
+{
+	struct x86_xsave *f = (struct x86_xsave *)s->fpu;
+	if (native && s->vector == VECTOR_EXIT)
+		s->rip = exit_va;
+	if (!native && s->vector == EXC_GP && at_exit(d, s->rip)) {
+		s->vector = VECTOR_EXIT;
+		s->rip = exit_va;
+	}
+	if (s->vector != EXC_PF)
+		s->cr2 = 0;
+	if (s->vector == EXC_PF && (s->cr2 < CODE_VA || s->cr2 > STACK_VA + STACK_BYTES))
+		s->error &= ~1u;		/* kernel addresses: the host's are not the guest's */
+	if (s->vector != EXC_PF && s->vector != EXC_GP)
+		s->error = 0;
+	f->fop = 0;
+	f->fip = f->fdp = 0;
+	f->mxcsr_mask = 0;
+	memset(f->rsvd1, 0, sizeof f->rsvd1);
+	if (!(f->xstate_bv & 1)) {
+		f->fcw = 0x37f;
+		f->fsw = 0;
+		f->ftw_abridged = 0;
+		memset(f->st, 0, sizeof f->st);
+	}
+	for (unsigned i = 0; i < 8; i++)
+		memset(f->st[i].b + 10, 0, 6);
+	if (!(f->xstate_bv & 2))
+		memset(f->xmm, 0, sizeof f->xmm);
+	if (!(f->xstate_bv & 4))
+		memset(f->ymmh, 0, sizeof f->ymmh);
+	f->xstate_bv = 0;
+}
+
+static bool same(const struct diff_state *a, const struct diff_state *b, uint64_t flags)
+{
+	return !memcmp(a->gpr, b->gpr, sizeof a->gpr) && a->rip == b->rip && !((a->rflags ^ b->rflags) & flags) &&
+	       a->vector == b->vector && a->error == b->error && a->cr2 == b->cr2 && !memcmp(a->fpu, b->fpu, 416) &&
+	       !memcmp(a->fpu + 576, b->fpu + 576, 256);
+}
+
+static bool memory_same(struct session *d, struct soft *s)
+{
+	return !memcmp(d->sh->data, soft_data(s), DATA_BYTES) && !memcmp(d->sh->stack, soft_stack(s), STACK_BYTES);
+}
+
+/* --- reproducers --- */
+
+static void print_code(const struct session *d, unsigned i)
+{
+	const uint8_t *p = d->c[i].code + SLOT_START;
+	uint64_t va = d->sh->in[i].rip;
+	for (unsigned at = 0; at < d->c[i].len;) {
+		struct insn in;
+		char text[96] = "(bad)";
+		unsigned len = d->c[i].len - at;
+		if (insn_decode(&in, p + at, len, INSN_64) == DECODE_OK) {
+			len = in.len;
+			insn_format(text, sizeof text, &in, va + at, SYNTAX_INTEL);
+		}
+		printf("  %llx ", (unsigned long long)va + at);
+		for (unsigned b = 0; b < len; b++)
+			printf("%02x", p[at + b]);
+		printf("  %s\n", text);
+		at += len;
+	}
+}
+
+static void print_q(const char *name, uint64_t in, uint64_t native, uint64_t soft)
+{
+	if (native != soft)
+		printf("  %-6s in %016llx native %016llx got %016llx\n", name, (unsigned long long)in,
+		       (unsigned long long)native, (unsigned long long)soft);
+}
+
+static void print_bytes(const char *name, unsigned i, const uint8_t *in, const uint8_t *native, const uint8_t *soft)
+{
+	const uint8_t *all[] = { in, native, soft };
+	if (!memcmp(native, soft, 16))
+		return;
+	printf("  %s%u", name, i);
+	for (unsigned k = 0; k < 3; k++) {
+		printf(k == 0 ? " in " : k == 1 ? " native " : " got ");
+		for (int b = 15; b >= 0; b--)
+			printf("%02x", all[k][b]);
+	}
+	printf("\n");
+}
+
+static void print_states(const struct diff_state *in, const struct diff_state *n, const struct diff_state *s)
+{
+	static const char *const names[] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10",
+					     "r11", "r12", "r13", "r14", "r15" };
+	const struct x86_xsave *fi = (const void *)in->fpu, *fn = (const void *)n->fpu, *fs = (const void *)s->fpu;
+	for (unsigned i = 0; i < 16; i++)
+		print_q(names[i], in->gpr[i], n->gpr[i], s->gpr[i]);
+	print_q("rip", in->rip, n->rip, s->rip);
+	print_q("rflags", in->rflags, n->rflags, s->rflags);
+	print_q("vector", 0, n->vector, s->vector);
+	print_q("error", 0, n->error, s->error);
+	print_q("cr2", 0, n->cr2, s->cr2);
+	print_q("fcw", fi->fcw, fn->fcw, fs->fcw);
+	print_q("fsw", fi->fsw, fn->fsw, fs->fsw);
+	print_q("ftw", fi->ftw_abridged, fn->ftw_abridged, fs->ftw_abridged);
+	print_q("mxcsr", fi->mxcsr, fn->mxcsr, fs->mxcsr);
+	for (unsigned i = 0; i < 8; i++)
+		print_bytes("st", i, fi->st[i].b, fn->st[i].b, fs->st[i].b);
+	for (unsigned i = 0; i < 16; i++)
+		print_bytes("xmm", i, fi->xmm[i].b, fn->xmm[i].b, fs->xmm[i].b);
+	for (unsigned i = 0; i < 16; i++)
+		print_bytes("ymmh", i, fi->ymmh[i].b, fn->ymmh[i].b, fs->ymmh[i].b);
+}
+
+static void print_memory(const char *name, uint64_t va, const uint8_t *native, const uint8_t *soft, unsigned n)
+{
+	unsigned shown = 0;
+	for (unsigned i = 0; i < n && shown < 16; i++)
+		if (native[i] != soft[i]) {
+			printf("  %s %llx native %02x got %02x\n", name, (unsigned long long)va + i, native[i], soft[i]);
+			shown++;
+		}
+}
+
+static void print_context(const struct diff_state *in)
+{
+	const struct x86_xsave *f = (const void *)in->fpu;
+	printf("  mxcsr %x fcw %x fsw %x ftw %x rflags %llx", f->mxcsr, f->fcw, f->fsw, f->ftw_abridged,
+	       (unsigned long long)in->rflags);
+	for (unsigned i = 0; i < 16; i++)
+		printf("%s r%u=%llx", i % 4 ? "" : "\n ", i, (unsigned long long)in->gpr[i]);
+	printf("\n");
+}
+
+static void report(struct session *d, unsigned e, unsigned i, const struct diff_state *native,
+		   const struct diff_state *soft, bool memory)
+{
+	d->differences++;
+	if (d->silent)
+		return;
+	printf("%s differs from native:\n", engine_names[e]);
+	print_code(d, i);
+	print_states(&d->sh->in[i], native, soft);
+	if (memory)
+		print_memory("data", DATA_VA, d->sh->data, soft_data(d->engine[e]), DATA_BYTES);
+	if (memory)
+		print_memory("stack", STACK_VA, d->sh->stack, soft_stack(d->engine[e]), STACK_BYTES);
+	print_context(&d->sh->in[i]);
+	fflush(stdout);
+}
+
+/* --- running --- */
+
+/* MXCSR.MM, which AMD has and our models do not: they raise #GP. */
+static bool loaded_mm(const struct diff_state *native)
+{
+	return ((const struct x86_xsave *)native->fpu)->mxcsr >> 16;
+}
+
+/* Does an unmasked SSE exception leave flags by the CPU's choice? Overflow and underflow are unmasked only by what a
+ * case loads from memory. */
+static bool sse_flags_vary(const struct diff_case *c, const struct diff_state *native)
+{
+	return c->dot_product || (((const struct x86_xsave *)native->fpu)->mxcsr & 0xc00) != 0xc00;
+}
+
+static void case_check(struct session *d, unsigned e, unsigned i, bool memory)
+{
+	const struct diff_case *c = &d->c[i];
+	struct diff_state native = d->sh->out[i], soft;
+	uint64_t exit_va = d->sh->in[i].rip + d->c[i].len;
+	uint64_t flags = ~(native.vector == VECTOR_EXIT || d->c[i].insns == 1 ? d->c[i].flags_undefined : 0);
+	if (loaded_mm(&native))
+		return;
+	if (e == TRANS && native.vector != VECTOR_EXIT)
+		flags &= ~(uint64_t)FLAGS_ARITH;	/* dead ones may be stale: docs/cpu-soft.md, Precision */
+	if (!soft_run_case(d->engine[e], &d->sh->in[i], &soft)) {
+		d->differences++;
+		if (!d->silent) {
+			printf("%s: shut down\n", engine_names[e]);
+			print_code(d, i);
+		}
+		return;
+	}
+	normalise(d, &native, exit_va, true);
+	normalise(d, &soft, exit_va, false);
+	if (native.vector == EXC_PF && soft.vector == EXC_PF && d->c[i].many_fields && native.cr2 >> 12 == soft.cr2 >> 12)
+		soft.cr2 = native.cr2;
+	if (native.vector == EXC_XM && soft.vector == EXC_XM && sse_flags_vary(c, &native)) {
+		struct x86_xsave *f = (void *)native.fpu, *g = (void *)soft.fpu;
+		f->mxcsr &= ~0x3fu;
+		g->mxcsr &= ~0x3fu;
+	}
+	if (!same(&native, &soft, flags) || (memory && !memory_same(d, d->engine[e])))
+		report(d, e, i, &native, &soft, memory);
+}
+
+static bool native_go(struct session *d, unsigned first, unsigned count)
+{
+	unsigned at;
+	if (native_run(d->native, first, count, &at))
+		return true;
+	printf("native: no answer\n");
+	print_code(d, at);
+	print_context(&d->sh->in[at]);
+	d->differences++;
+	return false;
+}
+
+/* Some case of the batch differs, maybe only because one before it left other memory: run them one by one. */
+static void batch_replay(struct session *d, unsigned e)
+{
+	memory_load(d);
+	for (unsigned i = 0; i < DIFF_CASES && d->differences < d->limit; i++) {
+		if (!native_go(d, i, 1))
+			return;
+		case_check(d, e, i, true);
+		memcpy(soft_data(d->engine[e]), d->sh->data, DATA_BYTES);
+		memcpy(soft_stack(d->engine[e]), d->sh->stack, STACK_BYTES);
+	}
+}
+
+/* No case differs by itself: one changes how a later one runs. Shows the later ones. */
+static void batch_show(struct session *d, unsigned e)
+{
+	unsigned before = d->differences;
+	printf("%s: differs, but not when run one by one:\n", engine_names[e]);
+	memory_load(d);
+	if (!native_go(d, 0, DIFF_CASES))
+		return;
+	for (unsigned i = 0; i < DIFF_CASES && d->differences < before + 2; i++)
+		case_check(d, e, i, false);
+	if (d->differences == before) {
+		printf("%s: and not in the same order again\n", engine_names[e]);
+		print_memory("data", DATA_VA, d->sh->data, soft_data(d->engine[e]), DATA_BYTES);
+		print_memory("stack", STACK_VA, d->sh->stack, soft_stack(d->engine[e]), STACK_BYTES);
+		d->differences++;
+	}
+}
+
+static void batch_run(struct session *d)
+{
+	bool skips = false;
+	if (!native_go(d, 0, DIFF_CASES))
+		return;
+	for (unsigned i = 0; i < DIFF_CASES; i++) {
+		skips |= loaded_mm(&d->sh->out[i]);
+		if (d->sh->out[i].vector == VECTOR_EXIT)
+			d->ended++;
+		else
+			d->faulted++;
+	}
+	for (unsigned e = 0; e < ENGINES; e++) {
+		unsigned before = d->differences;
+		if (!d->engine[e])
+			continue;
+		if (d->replayed) {	/* the engine before: the batch's start once more */
+			memory_load(d);
+			if (!native_go(d, 0, DIFF_CASES))
+				return;
+			d->replayed = false;
+		}
+		d->silent = true;
+		for (unsigned i = 0; i < DIFF_CASES; i++)
+			case_check(d, e, i, false);
+		d->silent = false;
+		if (!skips && d->differences == before && memory_same(d, d->engine[e]))
+			continue;
+		d->differences = before;
+		batch_replay(d, e);
+		if (d->differences == before && !skips)
+			batch_show(d, e);
+		d->replayed = true;
+	}
+	d->cases += DIFF_CASES;
+}
+
+static void usage(void)
+{
+	fprintf(stderr, "usage: diff [-n count] [-s seed] [-m MNEMONIC] [-e interp,trans] [-q | -1] [-x limit]\n");
+	exit(2);
+}
+
+static void session_init(struct session *d, const char *engines, struct cpu_model *model)
+{
+	d->native = native_new();
+	if (!d->native) {
+		perror("diff: start the native child");
+		exit(2);
+	}
+	d->sh = native_shared(d->native);
+	for (unsigned e = 0; e < ENGINES; e++)
+		if (strstr(engines, engine_names[e]))
+			d->engine[e] = soft_new(model, e == INTERP);
+	d->gen.model = model;
+	gen_init(&d->gen);
+	if (!d->gen.nrows) {
+		fprintf(stderr, "diff: no row of the table has this mnemonic, or user mode cannot run it\n");
+		exit(2);
+	}
+	gen_memory(&d->gen, d->sh->rom, ROM_BYTES);
+	for (unsigned e = 0; e < ENGINES; e++)
+		if (d->engine[e])
+			memcpy(soft_rom(d->engine[e]), d->sh->rom, ROM_BYTES);
+}
+
+int main(int argc, char **argv)
+{
+	struct cpu_model_config mc = { .name = "max", .tsc_hz = 1000000000 };
+	struct session *d = aligned_alloc(64, (sizeof *d + 63) & ~63ul);
+	const char *engines = "interp,trans";
+	struct cpu_model *model;
+	struct error err;
+	uint64_t count = 100000;
+	int mode = 'b', opt;
+	memset(d, 0, sizeof *d);
+	d->limit = 10;
+	d->gen.seed = 1;
+	while ((opt = getopt(argc, argv, "n:s:m:e:x:q1")) != -1)
+		switch (opt) {
+		case 'n': count = strtoull(optarg, NULL, 0); break;
+		case 's': d->gen.seed = strtoull(optarg, NULL, 0); break;
+		case 'm': d->gen.filter = optarg; break;
+		case 'e': engines = optarg; break;
+		case 'x': d->limit = (unsigned)strtoul(optarg, NULL, 0); break;
+		case 'q': case '1': mode = opt; break;
+		default: usage();
+		}
+	if (cpu_model_new(&model, &mc, &err) < 0)
+		exit(2);
+	session_init(d, engines, model);
+	while (d->cases < count && d->differences < d->limit) {
+		batch_build(d, mode);
+		batch_run(d);
+	}
+	unsigned found = d->differences;
+	printf("%llu cases over %u rows: %llu ran, %llu faulted; %u differences\n", (unsigned long long)d->cases,
+	       d->gen.nrows, (unsigned long long)d->ended, (unsigned long long)d->faulted, d->differences);
+	native_free(d->native);
+	for (unsigned e = 0; e < ENGINES; e++)
+		if (d->engine[e])
+			soft_free(d->engine[e]);
+	cpu_model_free(model);
+	free(d);
+	return found != 0;
+}
