@@ -296,6 +296,14 @@ static const struct operand *memory_operand(const struct insn *in)
 static bool compares(const struct insn *in) { return in->op == X86_CMPS; }
 static uint64_t inner_address(struct gen *g) { return DATA_VA + 0x400 + below(g, DATA_BYTES - 0x800); }
 
+/* A register added to itself is not aimed, but must not hit the code, where the exits of native and engine differ. */
+static void avoid_code(const struct insn *in, uint64_t *gpr)
+{
+	uint64_t r = gpr[in->mem.base], va = seg_base(in) + r + (r << in->mem.scale) + (uint64_t)in->mem.disp;
+	if ((uint32_t)va - CODE_VA + 0x1000 < CODE_BYTES + 0x1000)
+		gpr[in->mem.base] = 0;
+}
+
 /* Turns displacement or base so that the operand is at `target`. */
 static void aim(struct gen *g, struct insn *in, uint8_t *code, const uint8_t *modrm, uint64_t va, uint64_t *gpr,
 		uint64_t target, uint8_t *fpu)
@@ -314,8 +322,10 @@ static void aim(struct gen *g, struct insn *in, uint8_t *code, const uint8_t *mo
 	} else {
 		uint64_t index = 0;
 		if (in->mem.index != INSN_REG_NONE && !(in->row->attr & ROW_VSIB)) {
-			if (in->mem.index == in->mem.base)
+			if (in->mem.index == in->mem.base) {
+				avoid_code(in, gpr);
 				return;
+			}
 			index = gpr[in->mem.index] << in->mem.scale;
 		}
 		gpr[in->mem.base] = offset - index - (uint64_t)in->mem.disp;
