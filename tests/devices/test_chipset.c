@@ -70,6 +70,21 @@ static void test_pit(void **state)
 	assert_true(in8(c, 0x61) & 0x20);
 }
 
+/* January of the year 0000, less one month: December of the year before, as two digits and two. */
+static void test_rtc_before_year_0(void **state)
+{
+	struct chipset *c = *state;
+	static const uint8_t set[][2] = { { 7, 0x01 }, { 9, 0 }, { 0x32, 0 }, { 8, 0 } };
+	for (unsigned i = 0; i < sizeof set / 2; i++) {
+		out8(c, 0x70, set[i][0]);
+		out8(c, 0x71, set[i][1]);
+	}
+	out8(c, 0x70, 9);
+	assert_int_equal(in8(c, 0x71), 0x99);
+	out8(c, 0x70, 0x32);
+	assert_int_equal(in8(c, 0x71), 0x99);
+}
+
 static void test_rtc(void **state)
 {
 	struct chipset *c = *state;
@@ -246,7 +261,7 @@ static void test_fw_cfg(void **state)
 int main(void)
 {
 #define T(n) cmocka_unit_test_setup_teardown(n, chipset_setup, chipset_teardown)
-	const struct CMUnitTest tests[] = { T(test_hpet), T(test_pit), T(test_rtc), T(test_uart), T(test_i8042),
-					    T(test_acpi_pm), T(test_fw_cfg) };
+	const struct CMUnitTest tests[] = { T(test_hpet), T(test_pit), T(test_rtc), T(test_rtc_before_year_0), T(test_uart),
+					    T(test_i8042), T(test_acpi_pm), T(test_fw_cfg) };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -72,6 +72,13 @@ static int decode_hour(const struct rtc *r, uint8_t v)
 	return decode(r, v & 0x7f) % 12 + (v & 0x80 ? 12 : 0);
 }
 
+/* Four digits, also of a date that the guest has set to before year 0. */
+static int year_of(const struct tm *t)
+{
+	int y = (t->tm_year + 1900) % 10000;
+	return y < 0 ? y + 10000 : y;
+}
+
 static uint8_t time_read(const struct rtc *r, unsigned reg)
 {
 	struct tm t = time_now(r);
@@ -82,15 +89,15 @@ static uint8_t time_read(const struct rtc *r, unsigned reg)
 	case WEEKDAY: return encode(r, t.tm_wday + 1);
 	case DAY: return encode(r, t.tm_mday);
 	case MONTH: return encode(r, t.tm_mon + 1);
-	case YEAR: return encode(r, t.tm_year % 100);
-	default: return encode(r, (t.tm_year + 1900) / 100);
+	case YEAR: return encode(r, year_of(&t) % 100);
+	default: return encode(r, year_of(&t) / 100);
 	}
 }
 
 static void time_write(struct rtc *r, unsigned reg, uint8_t v)
 {
 	struct tm t = time_now(r);
-	int year = t.tm_year + 1900;
+	int year = year_of(&t);
 	switch (reg) {
 	case SECONDS: t.tm_sec = decode(r, v); break;
 	case MINUTES: t.tm_min = decode(r, v); break;
