@@ -22,7 +22,7 @@ static void check_kvm(struct finding *f)
 {
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (fd >= 0)
-		FOUND(f, GOOD, NULL, "/dev/kvm opens");
+		FOUND(f, GOOD, NULL, "/dev/kvm opens; --engine auto does not use it yet");
 	else if (errno == EACCES)
 		FOUND(f, LIMITED, "add this user to the group kvm; the soft engine works without", "/dev/kvm: no permission");
 	else

@@ -266,8 +266,8 @@ static void case_check(struct session *d, unsigned e, unsigned i, bool memory)
 	}
 	normalise(d, &native, exit_va, true);
 	normalise(d, &soft, exit_va, false);
-	if (native.vector == EXC_PF && soft.vector == EXC_PF && d->c[i].many_fields && native.cr2 >> 12 == soft.cr2 >> 12)
-		soft.cr2 = native.cr2;
+	if (native.vector == EXC_PF && soft.vector == EXC_PF && c->many_fields && (native.cr2 >> 12) - (soft.cr2 >> 12) + 1 <= 2)
+		soft.cr2 = native.cr2;		/* in the same page or, where both are missing, the next */
 	if (native.vector == EXC_XM && soft.vector == EXC_XM && sse_flags_vary(c, &native)) {
 		struct x86_xsave *f = (void *)native.fpu, *g = (void *)soft.fpu;
 		f->mxcsr &= ~0x3fu;
