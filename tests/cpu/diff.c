@@ -264,6 +264,8 @@ static void case_check(struct session *d, unsigned e, unsigned i, bool memory)
 		}
 		return;
 	}
+	if (soft.rip >> 12 == VSYSCALL_VA >> 12)
+		return;		/* a jump into the page that Linux emulates for its processes */
 	normalise(d, &native, exit_va, true);
 	normalise(d, &soft, exit_va, false);
 	if (native.vector == EXC_PF && soft.vector == EXC_PF && c->many_fields && (native.cr2 >> 12) - (soft.cr2 >> 12) + 1 <= 2)

@@ -34,6 +34,7 @@
 #define STACK_BYTES 0x1000u
 #define FS_BASE (DATA_VA + 0x340)
 #define GS_BASE (DATA_VA + 0x1560)
+#define VSYSCALL_VA 0xffffffffff600000ull
 #define XSAVE_BYTES 832u		/* x87, SSE, AVX: standard format */
 #define VECTOR_EXIT 0xff		/* ran to its end */
 
