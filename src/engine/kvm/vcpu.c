@@ -144,7 +144,8 @@ static bool handle_exit(struct vcpu *v, enum exit_reason *why, struct error *e)
 	case KVM_EXIT_INTERNAL_ERROR:
 		if (r->internal.suberror == KVM_INTERNAL_ERROR_EMULATION) {
 			int ret = kvm_fallback_step(v, e);
-			*why = ret < 0 ? EXIT_FAILED : EXIT_SHUTDOWN;
+			if (ret)
+				*why = ret < 0 ? EXIT_FAILED : EXIT_SHUTDOWN;
 			return ret != 0;
 		}
 		break;
