@@ -1,6 +1,5 @@
 /* vixen doctor: what this host offers, and what to do about what it lacks. */
 #include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <liburing.h>
 #include <stdio.h>
@@ -16,19 +15,20 @@
 #include "cli/doctor.h"
 #include "cli/options.h"
 #include "cli/verb.h"
+#include "engine/kvm/probe.h"
 #include "host/sandbox.h"
 
 static void check_kvm(struct finding *f)
 {
-	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (fd >= 0)
-		FOUND(f, GOOD, NULL, "/dev/kvm opens; --engine auto does not use it yet");
-	else if (errno == EACCES)
-		FOUND(f, LIMITED, "add this user to the group kvm; the soft engine works without", "/dev/kvm: no permission");
+	struct kvm_probe p;
+
+	kvm_probe(&p);
+	if (p.good)
+		FOUND(f, GOOD, NULL, "%s: --engine auto takes it", p.found);
+	else if (!access("/dev/kvm", F_OK) && access("/dev/kvm", R_OK | W_OK))
+		FOUND(f, LIMITED, "add this user to the group kvm; the soft engine works without", "%s", p.found);
 	else
-		FOUND(f, LIMITED, "nothing: the soft engine needs no KVM", "no /dev/kvm (%s)", strerror(errno));
-	if (fd >= 0)
-		close(fd);
+		FOUND(f, LIMITED, "nothing: --engine auto takes the soft engine, which needs no KVM", "%s", p.found);
 }
 
 static void check_cpus(struct finding *f)

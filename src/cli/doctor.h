@@ -8,7 +8,7 @@ enum verdict { GOOD, LIMITED, MISSING };
 
 struct finding {
 	enum verdict verdict;
-	char found[160];
+	char found[208];
 	const char *todo;	/* what to do about it; NULL: nothing */
 };
 

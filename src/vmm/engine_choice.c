@@ -4,16 +4,21 @@
 #include <string.h>
 
 #include "engine/engine.h"
+#include "engine/kvm/probe.h"
 
 int engine_choose(const struct engine_ops **out, const char *name, struct error *e)
 {
-	if (!strcmp(name, "soft") || !strcmp(name, "auto")) {
+	struct kvm_probe probe;
+
+	if (!strcmp(name, "soft")) {
 		*out = &engine_soft;
-		return 0;
-	}
-	if (!strcmp(name, "kvm")) {
+	} else if (!strcmp(name, "kvm")) {
 		*out = &engine_kvm;
-		return 0;
+	} else if (!strcmp(name, "auto")) {
+		kvm_probe(&probe);
+		*out = probe.good ? &engine_kvm : &engine_soft;
+	} else {
+		return error_set(e, EINVAL, "use --engine auto, soft or kvm", "choose the engine", "'%s' is none", name);
 	}
-	return error_set(e, EINVAL, "use --engine auto, soft or kvm", "choose the engine", "'%s' is none", name);
+	return 0;
 }

@@ -153,7 +153,8 @@ int vm_new(struct vm **out, const struct vm_config *c, int console_fd, struct er
 		ret = error_errno(e, errno, "raise the limit on open files", "make an event loop");
 		goto fail;
 	}
-	if ((ret = engine_choose(&vm->engine, c->engine, e)) || (ret = signals_init(vm, e)) ||
+	const char *engine = c->interpret_only && !strcmp(c->engine, "auto") ? "soft" : c->engine;
+	if ((ret = engine_choose(&vm->engine, engine, e)) || (ret = signals_init(vm, e)) ||
 	    (ret = console_init(vm, console_fd, e)) || (ret = disks_open(vm, e)) || (ret = board_build(vm, e)) ||
 	    (ret = confine(vm, e)))
 		goto fail;
