@@ -440,6 +440,33 @@ static void test_fp(void **state)
 	machine_fini(&m);
 }
 
+/* With underflow unmasked a tiny result faults even if it is exact; any other is as it is (SDM vol. 1, 4.9.1.5). */
+static void test_underflow(void **state)
+{
+	static const uint8_t code[] = {
+		0xbf, 0x00, 0x00, 0x20, 0x00,			/* mov edi, DATA */
+		0xc7, 0x07, 0x80, 0x17, 0x00, 0x00,		/* mov dword [rdi], 0x1780 */
+		0x0f, 0xae, 0x17,				/* ldmxcsr [rdi] */
+		0xb8, 0x03, 0x00, 0x00, 0x00,			/* mov eax, 3 */
+		0x66, 0x0f, 0x6e, 0xc0,				/* movd xmm0, eax */
+		0xb8, 0x00, 0x00, 0x80, 0x3f,			/* mov eax, 1.0f */
+		0x66, 0x0f, 0x6e, 0xc8,				/* movd xmm1, eax */
+		0xf3, 0x0f, 0x58, 0xc9,				/* addss xmm1, xmm1 */
+		0xf3, 0x0f, 0x58, 0xc0,				/* addss xmm0, xmm0 */
+		0xf4,
+	};
+	struct machine m;
+	struct x86_state s;
+
+	machine_init(&m, false);
+	run_bytes(&m, code, sizeof code, &s);
+	assert_int_equal(s.activity, ACTIVITY_SHUTDOWN);	/* there is no IDT */
+	assert_int_equal(s.fpu.xmm[1].d[0], 0x40000000);
+	assert_int_equal(s.fpu.xmm[0].d[0], 3);
+	assert_int_equal(s.fpu.mxcsr & 0x1f9d, 0x1790);
+	machine_fini(&m);
+}
+
 /* Code that rewrites an instruction ahead of it in its own block, then one behind, in a loop. */
 static void test_changed_code(void **state)
 {
@@ -498,6 +525,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_random_integer),
 		cmocka_unit_test(test_fp),
+		cmocka_unit_test(test_underflow),
 		cmocka_unit_test(test_changed_code),
 		cmocka_unit_test(test_isolation),
 	};

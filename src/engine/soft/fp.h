@@ -19,6 +19,8 @@
 
 #define MXCSR_FLAGS 0x3fu
 #define MXCSR_MASKS 0x1f80u
+#define MXCSR_UM 0x800u
+#define MXCSR_FZ 0x8000u
 #define MXCSR_VALID 0xffffu
 #define FSW_FLAGS 0x3fu
 #define FSW_ES 0x80u

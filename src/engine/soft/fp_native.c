@@ -175,6 +175,8 @@ static void run(struct vcpu *v, const struct insn *in, struct fp_frame *frame)
 	if ((mxcsr & MXCSR_MASKS) != MXCSR_MASKS)
 		memcpy(before.raw, f->raw, sizeof before.raw);
 	f->mxcsr = (mxcsr & ~MXCSR_FLAGS) | MXCSR_MASKS;
+	if (!(mxcsr & MXCSR_UM))
+		f->mxcsr |= MXCSR_FZ;	/* a tiny result then sets UE even if it is exact, as it does unmasked (SDM vol. 1, 4.9.1.5) */
 	fp_update_es(f);
 	call_on_guest_state(fp_stub(v, in, emit_stub), frame, f);
 	settle_vector(v, in, &before, mxcsr);
