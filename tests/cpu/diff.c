@@ -239,6 +239,13 @@ static bool loaded_mm(const struct diff_state *native)
 	return ((const struct x86_xsave *)native->fpu)->mxcsr >> 16;
 }
 
+/* A jump between two instructions of another case's slot: behind its code lie different exits, native and not. */
+static bool strayed(const struct session *d, unsigned own, uint64_t rip)
+{
+	uint64_t slot = (rip - CODE_VA) / SLOT_BYTES;
+	return rip >= CODE_VA && slot < DIFF_CASES && slot != own && rip >= d->sh->in[slot].rip + d->c[slot].len;
+}
+
 /* Does an unmasked SSE exception leave flags by the CPU's choice? Overflow and underflow are unmasked only by what a
  * case loads from memory. */
 static bool sse_flags_vary(const struct diff_case *c, const struct diff_state *native)
@@ -266,9 +273,12 @@ static void case_check(struct session *d, unsigned e, unsigned i, bool memory)
 	}
 	if (soft.rip >> 12 == VSYSCALL_VA >> 12)
 		return;		/* a jump into the page that Linux emulates for its processes */
+	if (native.vector != VECTOR_EXIT && strayed(d, i, native.rip))
+		return;
 	normalise(d, &native, exit_va, true);
 	normalise(d, &soft, exit_va, false);
-	if (native.vector == EXC_PF && soft.vector == EXC_PF && c->many_fields && (native.cr2 >> 12) - (soft.cr2 >> 12) + 1 <= 2)
+	if (native.vector == EXC_PF && soft.vector == EXC_PF && c->many_fields &&
+	    (native.cr2 & ~0xfffull) - (soft.cr2 & ~0xfffull) + 0x1000 <= 0x2000)
 		soft.cr2 = native.cr2;		/* in the same page or, where both are missing, the next */
 	if (native.vector == EXC_XM && soft.vector == EXC_XM && sse_flags_vary(c, &native)) {
 		struct x86_xsave *f = (void *)native.fpu, *g = (void *)soft.fpu;

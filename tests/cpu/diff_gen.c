@@ -247,7 +247,8 @@ static bool encode(struct gen *g, const struct x86_opcode *r, uint8_t *p, struct
 		return false;
 	if (in->map == 1 && in->opcode == 0x0d && in->modrm >= 0xc0)
 		return false;		/* a NOP on Intel, #UD on AMD */
-	if (double_shift16(in) && (in->opcode & 1 ? in->mem.base == REG_RCX : (in->imm & 31) > 16))
+	if (double_shift16(in) &&
+	    (in->opcode & 1 ? in->mem.base == REG_RCX || in->mem.index == REG_RCX : (in->imm & 31) > 16))
 		return false;
 	if ((in->op == X86_LOOPE || in->op == X86_LOOPNE) && (memchr(p, 0xf2, in->len - 2u) || memchr(p, 0xf3, in->len - 2u)))
 		return false;		/* a repeat prefix changes the condition on AMD */
