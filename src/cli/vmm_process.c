@@ -246,6 +246,7 @@ static int signals_open(void)
 	sigaddset(&set, SIGQUIT);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);	/* past ulimit -f writes fail with EFBIG instead */
 	return signalfd(-1, &set, SFD_CLOEXEC);
 }
 
