@@ -70,6 +70,35 @@ static void test_pit(void **state)
 	assert_true(in8(c, 0x61) & 0x20);
 }
 
+static uint16_t pit_count(struct chipset *c)
+{
+	out8(c, 0x43, 0x80);					/* latch channel 2 */
+	uint8_t low = in8(c, 0x42);
+	return (uint16_t)(in8(c, 0x42) << 8 | low);
+}
+
+static void test_pit_bcd(void **state)
+{
+	struct chipset *c = *state;
+	out8(c, 0x61, 1);
+	out8(c, 0x43, 0xb5);					/* channel 2, mode 2, BCD */
+	out8(c, 0x42, 0x00);
+	out8(c, 0x42, 0x70);
+	for (unsigned i = 0; i < 2000; i++) {
+		uint16_t n = pit_count(c);
+		assert_in_range(n, 1, 0x7000);
+		for (unsigned digit = 0; digit < 16; digit += 4)
+			assert_in_range(n >> digit & 15, 0, 9);
+	}
+	out8(c, 0x43, 0xb1);					/* mode 0: 0 stands for 10000, which is 8.4 ms */
+	out8(c, 0x42, 0);
+	out8(c, 0x42, 0);
+	assert_false(in8(c, 0x61) & 0x20);
+	usleep(9000);
+	assert_true(in8(c, 0x61) & 0x20);
+	assert_in_range(pit_count(c) & 15, 0, 9);		/* below 0 it goes on at 9999 */
+}
+
 /* January of the year 0000, less one month: December of the year before, as two digits and two. */
 static void test_rtc_before_year_0(void **state)
 {
@@ -261,7 +290,8 @@ static void test_fw_cfg(void **state)
 int main(void)
 {
 #define T(n) cmocka_unit_test_setup_teardown(n, chipset_setup, chipset_teardown)
-	const struct CMUnitTest tests[] = { T(test_hpet), T(test_pit), T(test_rtc), T(test_rtc_before_year_0), T(test_uart),
-					    T(test_i8042), T(test_acpi_pm), T(test_fw_cfg) };
+	const struct CMUnitTest tests[] = { T(test_hpet), T(test_pit), T(test_pit_bcd), T(test_rtc),
+					    T(test_rtc_before_year_0), T(test_uart), T(test_i8042), T(test_acpi_pm),
+					    T(test_fw_cfg) };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -30,7 +30,24 @@ struct pit {
 
 static uint64_t ticks_to_ns(uint64_t t) { return (uint64_t)((unsigned __int128)t * 1000000000u / PIT_HZ); }
 static uint64_t ns_to_ticks(uint64_t ns) { return (uint64_t)((unsigned __int128)ns * PIT_HZ / 1000000000u); }
-static uint32_t period(const struct channel *c) { return c->reload ? c->reload : 0x10000; }
+
+/* In BCD each digit counts for ten of the next, a digit above 9 for what it says (8254 data sheet, "Write Operations"). */
+static uint32_t from_bcd(uint16_t v) { return (v >> 12) * 1000u + (v >> 8 & 15) * 100u + (v >> 4 & 15) * 10u + (v & 15); }
+static uint16_t to_bcd(uint32_t n)
+{
+	return (uint16_t)(n / 1000 % 10 << 12 | n / 100 % 10 << 8 | n / 10 % 10 << 4 | n % 10);
+}
+static uint32_t period(const struct channel *c)
+{
+	if (!c->reload)
+		return c->bcd ? 10000 : 0x10000;
+	return c->bcd ? from_bcd(c->reload) : c->reload;
+}
+/* What the guest reads of a count: the counter wraps below 0 in its own base. */
+static uint16_t digits(const struct channel *c, int64_t n)
+{
+	return c->bcd ? to_bcd((uint32_t)((n % 10000 + 10000) % 10000)) : (uint16_t)n;
+}
 /* A guest cannot ask the host for more than 50,000 ticks a second. */
 #define STEP_MIN_NS 20000u
 
@@ -45,10 +62,10 @@ static uint16_t count_now(const struct channel *c)
 {
 	uint64_t t = elapsed(c);
 	if (c->mode == 3)
-		return (uint16_t)(period(c) - 2 * t % period(c)) & 0xfffe;
+		return digits(c, (int64_t)(period(c) - 2 * t % period(c)) & ~1ll);
 	if (c->mode == 2)
-		return (uint16_t)(period(c) - t % period(c));
-	return (uint16_t)(period(c) - t);
+		return digits(c, (int64_t)(period(c) - t % period(c)));
+	return digits(c, (int64_t)(period(c) - t % (c->bcd ? 10000 : 0x10000)));
 }
 
 static bool out_now(const struct channel *c)
