@@ -4,6 +4,7 @@
  *   diff.c         command line, comparison, reproducers
  *   diff_gen.c     random cases: code bytes, registers, addresses that hit or just miss mapped pages
  *   diff_native.c  a child process with the guest's pages at the guest's addresses
+ *   diff_choice.c  what the manuals leave to the CPU
  *   diff_soft.c    the software engine, in long mode user mode, with the same pages at the same addresses
  *
  *	CODE   DIFF_CASES slots of 512 bytes, filled with INT3, each case followed by its exit
@@ -42,6 +43,7 @@ struct diff_state {
 	uint8_t fpu[XSAVE_AREA_SIZE] __attribute__((aligned(64)));	/* XSAVE_BYTES are used */
 	uint64_t gpr[16], rip, rflags, cr2;
 	uint32_t vector, error;
+	uint64_t below_rsp;		/* native only: what lies under RSP where that is on the stack */
 };
 
 struct diff_case {
@@ -91,5 +93,17 @@ void gen_memory(struct gen *g, uint8_t *p, unsigned n);
 void gen_stack(struct gen *g, uint8_t *p);
 /* A single instruction, or a sequence. slot: its index, for branch targets. */
 void gen_case(struct gen *g, unsigned slot, bool sequence, struct diff_case *c, struct diff_state *in);
+
+/* --- diff_choice.c --- */
+struct choice {
+	uint64_t va;			/* memory that may have been written; bytes 0: none */
+	unsigned bytes;
+	bool known;			/* and what the host has written there */
+	uint64_t value;
+	uint64_t flags;			/* of RFLAGS, not to be compared */
+};
+/* Turns the soft engine's outcome into the host's where they may differ. false: the case cannot be compared. */
+bool choice_apply(const struct diff_case *c, const struct diff_state *in, struct diff_state *native,
+		  struct diff_state *soft, struct choice *ch);
 
 #endif

@@ -247,6 +247,10 @@ static bool encode(struct gen *g, const struct x86_opcode *r, uint8_t *p, struct
 		return false;
 	if (in->map == 1 && in->opcode == 0x0d && in->modrm >= 0xc0)
 		return false;		/* a NOP on Intel, #UD on AMD */
+	if (in->op == X86_XCHG && in->opcode == 0x90 && in->rep)
+		return false;		/* PAUSE on Intel whatever REX.B says */
+	if (in->op == X86_MOVSXD && in->opsize == 2)
+		return false;		/* reads 2 bytes on Intel, 4 on AMD */
 	if (double_shift16(in) &&
 	    (in->opcode & 1 ? in->mem.base == REG_RCX || in->mem.index == REG_RCX : (in->imm & 31) > 16))
 		return false;
@@ -295,6 +299,13 @@ static const struct operand *memory_operand(const struct insn *in)
 
 /* CMPS: which of two bad operands faults is the CPU's choice, so one is good. */
 static bool compares(const struct insn *in) { return in->op == X86_CMPS; }
+
+/* With 32-bit addresses and nothing to do, whether the upper halves of the pointers stay is the CPU's choice. */
+static uint64_t pointer_mask(const struct insn *in, uint32_t count)
+{
+	return in->addrsize == 4 && !count ? 0xffffffff : ~0ull;
+}
+
 static uint64_t inner_address(struct gen *g) { return DATA_VA + 0x400 + below(g, DATA_BYTES - 0x800); }
 
 /* A register added to itself is not aimed, but must not hit the code, where the exits of native and engine differ. */
@@ -358,6 +369,8 @@ static void aim_registers(struct gen *g, const struct insn *in, struct diff_stat
 		gpr[REG_RCX] = one_in(g, 8) && !compares(in) ? below(g, 5000) : below(g, 40);
 		if (compares(in))
 			gpr[REG_RDI] = inner_address(g);
+		gpr[REG_RSI] &= pointer_mask(in, (uint32_t)gpr[REG_RCX]);
+		gpr[REG_RDI] &= pointer_mask(in, (uint32_t)gpr[REG_RCX]);
 	}
 	if (in->op == X86_MASKMOVQ || in->op == X86_MASKMOVDQU)
 		gpr[REG_RDI] = masked_address(g) - seg_base(in);
@@ -483,9 +496,10 @@ static void append(struct gen *g, struct diff_case *c, uint8_t **p, uint8_t **br
 	*rel = rel_operand(&in);
 	c->dot_product |= is_dot_product(&in);
 	if (in.row->trans == TRANS_STRING) {
-		mov_imm(p, REG_RSI, pick_address(g, 8));
-		mov_imm(p, REG_RDI, compares(&in) ? inner_address(g) : pick_address(g, 8));
-		mov_imm(p, REG_RCX, below(g, 20));
+		uint32_t count = below(g, 20);
+		mov_imm(p, REG_RSI, pick_address(g, 8) & pointer_mask(&in, count));
+		mov_imm(p, REG_RDI, (compares(&in) ? inner_address(g) : pick_address(g, 8)) & pointer_mask(&in, count));
+		mov_imm(p, REG_RCX, count);
 	} else if (m) {
 		prepare_memory(g, p, &in, m->size);
 	}

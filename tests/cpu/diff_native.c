@@ -149,6 +149,9 @@ static void run_case(struct diff_shared *sh, unsigned i)
 	out->error = trap.error;
 	out->cr2 = trap.cr2;
 	out->rip = trap.rip;
+	out->below_rsp = 0;
+	if (out->gpr[REG_RSP] - (STACK_VA + 8) <= STACK_BYTES - 8)
+		memcpy(&out->below_rsp, sh->stack + (out->gpr[REG_RSP] - STACK_VA - 8), 8);
 }
 
 /* Populated: a page that Linux has yet to bring in would say "not present" in an error code. */
