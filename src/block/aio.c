@@ -129,7 +129,9 @@ static bool continues(struct aio *a, struct aio_req *r, int64_t *result)
 	if (!transfer || *result < 0 || (uint64_t)*result >= remaining(r))
 		return false;
 	if (*result == 0) {
-		*result = -EIO;		/* the image was truncated under us */
+		for (int i = 0; r->zero_past_end && i < r->iovcnt; i++)
+			memset(r->iov[i].iov_base, 0, r->iov[i].iov_len);
+		*result = r->zero_past_end ? 0 : -EIO;		/* -EIO: the image was truncated under us */
 		return false;
 	}
 	if (!advance(r, (uint64_t)*result)) {

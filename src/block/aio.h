@@ -28,6 +28,7 @@ struct aio_req {
 	uint64_t offset, len;	/* len: AIO_FALLOCATE */
 	const struct iovec *iov;
 	int iovcnt;
+	bool zero_past_end;	/* AIO_READV: what lies past the end of the file reads as zeroes, not -EIO */
 	aio_done_fn *done;
 	void *opaque;
 	/* ours */

@@ -1,94 +1,87 @@
-/* Block nodes: bounds, zeroes, errors; the bytes move in aio.c and overlay.c. */
+/* Disks: bounds, accounting, holding back; the nodes below do the work. */
 #include "block/block.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "block/node.h"
+#include "block/block_private.h"
+#include "host/loop.h"
 
 /* --- requests --- */
 
-enum kind { READ, WRITE, FLUSH, DISCARD, ZEROES };
+static void dispatch(struct block *b, struct request *r);
 
-struct request {
-	struct block *b;
-	enum kind kind;
-	block_done_fn *done;
-	void *opaque;
-	struct aio_req aio;
-	uint64_t offset, len;	/* ZEROES, DISCARD: what is left */
-	int iovcnt;
-	struct iovec iov[];	/* ZEROES by writing */
-};
-
-#define ZERO_BYTES 65536u
-#define ZERO_IOVS 64u		/* 4 MiB in one write */
-
-static void zeroes_step(struct request *r);
-
-static void request_end(struct request *r, int ret)
+static void request_free(struct block *b, struct request *r)
 {
-	struct block *b = r->b;
-
-	if ((ret == -ENOSPC || ret == -EDQUOT || ret == -EFBIG) && !b->full_logged) {
-		b->full_logged = true;
-		log_warn("disk '%s': no space left on the host; the guest sees write errors", b->path);
-	}
-	r->done(r->opaque, ret == -EDQUOT || ret == -EFBIG ? -ENOSPC : ret);
-	b->in_flight--;
-	free(r);
+	r->next = b->idle;
+	b->idle = r;
 }
 
-static bool unsupported(int ret)
+static int user_result(struct block *b, int ret)
 {
-	return ret == -EOPNOTSUPP || ret == -ENOSYS || ret == -EINVAL || ret == -ENODEV;
+	if (ret != -ENOSPC && ret != -EDQUOT && ret != -EFBIG)
+		return ret;
+	if (!b->full_logged)
+		log_warn("disk '%s': no space left on the host; the guest sees write errors", b->root->path);
+	b->full_logged = true;
+	return -ENOSPC;
 }
 
 static void request_done(void *opaque, int ret)
 {
 	struct request *r = opaque;
+	struct block *b = r->b;
 
-	if (r->kind == DISCARD && unsupported(ret)) {
-		r->b->can_discard = false;
-		ret = 0;	/* it is only a hint */
-	}
-	if (r->kind == ZEROES && r->aio.op == AIO_FALLOCATE && unsupported(ret)) {
-		r->b->can_zero[r->aio.mode & FALLOC_FL_PUNCH_HOLE ? 1 : 0] = false;
-		zeroes_step(r);
-		return;
-	}
-	if (r->kind == ZEROES && r->aio.op != AIO_FALLOCATE && !ret && r->len) {
-		zeroes_step(r);
-		return;
-	}
-	request_end(r, ret);
+	r->done(r->opaque, user_result(b, ret));
+	request_free(b, r);
+	if (!--b->in_flight)
+		block_idle(b);
 }
 
-static struct request *request_new(struct block *b, enum kind kind, int niov, block_done_fn *done,
-				   void *opaque)
+static void dispatch(struct block *b, struct request *r)
 {
-	struct request *r = malloc(sizeof(*r) + sizeof(struct iovec) * (size_t)niov);
-
-	if (!r) {
-		done(opaque, -ENOMEM);
-		return NULL;
-	}
-	memset(r, 0, sizeof(*r));
-	r->b = b;
-	r->kind = kind;
-	r->done = done;
-	r->opaque = opaque;
-	r->aio = (struct aio_req){ .fd = b->fd, .done = request_done, .opaque = r };
 	b->in_flight++;
-	return r;
+	switch (r->kind) {
+	case READ: node_readv(b->root, r->offset, r->iov, r->iovcnt, request_done, r); break;
+	case WRITE: node_writev(b->root, r->offset, r->iov, r->iovcnt, request_done, r); break;
+	case FLUSH: node_flush(b->root, request_done, r); break;
+	case DISCARD: node_discard(b->root, r->offset, r->len, request_done, r); break;
+	case ZEROES: node_write_zeroes(b->root, r->offset, r->len, r->flags, request_done, r); break;
+	case STATUS:
+		node_status(b->root, r->offset, r->len, r->flags, r->status, request_done, r);
+		break;
+	}
+}
+
+static void submit(struct block *b, const struct request *what)
+{
+	struct request *r = b->idle;
+
+	if (r)
+		b->idle = r->next;
+	else
+		r = malloc(sizeof(*r));
+	if (!r) {
+		what->done(what->opaque, -ENOMEM);
+		return;
+	}
+	*r = *what;
+	r->b = b;
+	if (!b->held) {
+		dispatch(b, r);
+		return;
+	}
+	r->next = NULL;
+	*b->waiting_tail = r;
+	b->waiting_tail = &r->next;
 }
 
 static int bounds(const struct block *b, uint64_t offset, uint64_t len)
 {
-	if (offset % SECTOR || len % SECTOR || offset > b->size_bytes || len > b->size_bytes - offset)
+	uint64_t size = b->root->size_bytes;
+
+	if (offset % SECTOR || len % SECTOR || offset > size || len > size - offset)
 		return -EINVAL;
 	return 0;
 }
@@ -98,7 +91,7 @@ static int iov_bounds(const struct block *b, uint64_t offset, const struct iovec
 	uint64_t len = 0;
 
 	for (int i = 0; i < iovcnt; i++) {
-		if (iov[i].iov_len > b->size_bytes - len)
+		if (iov[i].iov_len > b->root->size_bytes - len)
 			return -EINVAL;
 		len += iov[i].iov_len;
 	}
@@ -108,26 +101,13 @@ static int iov_bounds(const struct block *b, uint64_t offset, const struct iovec
 static void transfer(struct block *b, enum kind kind, uint64_t offset, const struct iovec *iov, int iovcnt,
 		     block_done_fn *done, void *opaque)
 {
-	struct request *r;
 	int ret = iov_bounds(b, offset, iov, iovcnt);
 
-	if (ret || !iovcnt) {
+	if (ret || !iov_bytes(iov, iovcnt))
 		done(opaque, ret);
-		return;
-	}
-	r = request_new(b, kind, 0, done, opaque);
-	if (!r)
-		return;
-	if (b->overlay) {
-		(kind == READ ? overlay_read : overlay_write)(b->overlay, offset, iov, iovcnt,
-								   request_done, r);
-		return;
-	}
-	r->aio.op = kind == READ ? AIO_READV : AIO_WRITEV;
-	r->aio.offset = offset;
-	r->aio.iov = iov;
-	r->aio.iovcnt = iovcnt;
-	aio_submit(b->aio, &r->aio);
+	else
+		submit(b, &(struct request){ .kind = kind, .offset = offset, .iov = iov, .iovcnt = iovcnt,
+					     .done = done, .opaque = opaque });
 }
 
 void block_readv(struct block *b, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done,
@@ -139,7 +119,7 @@ void block_readv(struct block *b, uint64_t offset, const struct iovec *iov, int 
 void block_writev(struct block *b, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done,
 		  void *opaque)
 {
-	if (b->readonly)
+	if (b->root->readonly)
 		done(opaque, -EROFS);
 	else
 		transfer(b, WRITE, offset, iov, iovcnt, done, opaque);
@@ -147,152 +127,161 @@ void block_writev(struct block *b, uint64_t offset, const struct iovec *iov, int
 
 void block_flush(struct block *b, block_done_fn *done, void *opaque)
 {
-	struct request *r;
-
-	if (b->readonly || b->overlay) {	/* an overlay dies with us: nothing has to be durable */
+	if (b->root->readonly)
 		done(opaque, 0);
-		return;
-	}
-	r = request_new(b, FLUSH, 0, done, opaque);
-	if (!r)
-		return;
-	r->aio.op = AIO_SYNC;
-	aio_submit(b->aio, &r->aio);
+	else
+		submit(b, &(struct request){ .kind = FLUSH, .done = done, .opaque = opaque });
 }
 
 void block_discard(struct block *b, uint64_t offset, uint64_t len, block_done_fn *done, void *opaque)
 {
-	struct request *r;
-	int ret = b->readonly ? -EROFS : bounds(b, offset, len);
+	int ret = b->root->readonly ? -EROFS : bounds(b, offset, len);
 
-	if (ret || !len || !b->can_discard) {
+	if (ret || !len)
 		done(opaque, ret);
-		return;
-	}
-	r = request_new(b, DISCARD, 0, done, opaque);
-	if (!r)
-		return;
-	r->aio.op = AIO_FALLOCATE;
-	r->aio.mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-	r->aio.offset = offset;
-	r->aio.len = len;
-	aio_submit(b->aio, &r->aio);
-}
-
-static const uint8_t zeroes[ZERO_BYTES];
-
-/* Writes the next piece, all of whose vectors point at the same zeroes. */
-static void zeroes_step(struct request *r)
-{
-	uint64_t offset = r->offset;
-	int n = 0;
-
-	for (; n < (int)ZERO_IOVS && r->len; n++) {
-		uint64_t part = r->len < ZERO_BYTES ? r->len : ZERO_BYTES;
-
-		r->iov[n] = (struct iovec){ (void *)zeroes, part };
-		r->offset += part;
-		r->len -= part;
-	}
-	if (r->b->overlay) {
-		overlay_write(r->b->overlay, offset, r->iov, n, request_done, r);
-		return;
-	}
-	r->aio = (struct aio_req){ .op = AIO_WRITEV, .fd = r->b->fd, .offset = offset, .iov = r->iov,
-				   .iovcnt = n, .done = request_done, .opaque = r };
-	aio_submit(r->b->aio, &r->aio);
+	else
+		submit(b, &(struct request){ .kind = DISCARD, .offset = offset, .len = len, .done = done,
+					     .opaque = opaque });
 }
 
 void block_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may_unmap, block_done_fn *done,
 			void *opaque)
 {
-	int ret = b->readonly ? -EROFS : bounds(b, offset, len);
-	struct request *r;
+	int ret = b->root->readonly ? -EROFS : bounds(b, offset, len);
 
-	if (ret || !len) {
+	if (ret || !len)
 		done(opaque, ret);
-		return;
-	}
-	r = request_new(b, ZEROES, ZERO_IOVS, done, opaque);
-	if (!r)
-		return;
-	r->offset = offset;
-	r->len = len;
-	if (b->overlay || !b->can_zero[may_unmap]) {
-		zeroes_step(r);
-		return;
-	}
-	r->aio.op = AIO_FALLOCATE;
-	r->aio.mode = (may_unmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE;
-	r->aio.offset = offset;
-	r->aio.len = len;
-	aio_submit(b->aio, &r->aio);
+	else
+		submit(b, &(struct request){ .kind = ZEROES, .offset = offset, .len = len, .done = done,
+					     .flags = may_unmap ? NODE_ZERO_MAY_UNMAP : 0, .opaque = opaque });
 }
+
+void block_status(struct block *b, uint64_t offset, uint64_t len, unsigned depth_max, struct block_status *out,
+		  block_done_fn *done, void *opaque)
+{
+	int ret = len ? bounds(b, offset, len) : -EINVAL;
+
+	if (ret)
+		done(opaque, ret);
+	else
+		submit(b, &(struct request){ .kind = STATUS, .offset = offset, .len = len, .flags = depth_max,
+					     .status = out, .done = done, .opaque = opaque });
+}
+
+/* --- gathering and holding back --- */
 
 void block_plug(struct block *b)
 {
-	aio_plug(b->aio);
+	b->plugged++;
+	aio_plug(b->env->aio);
 }
 
 void block_unplug(struct block *b)
 {
-	aio_unplug(b->aio);
+	ASSERT(b->plugged);
+	b->plugged--;
+	aio_unplug(b->env->aio);
 }
 
-/* --- life --- */
-
-int block_open(struct block **out, struct loop *l, const char *path, const char *format, unsigned flags,
-	       struct error *e)
+void block_idle(struct block *b)
 {
-	struct block *b = calloc(1, sizeof(*b));
-	int ret;
+	struct holder *h = b->holders;
 
-	if (!b)
-		return error_errno(e, ENOMEM, NULL, "open disk '%s'", path);
-	b->fd = -1;
-	b->can_discard = b->can_zero[0] = b->can_zero[1] = true;
-	b->path = strdup(path);
-	ret = b->path ? raw_open(b, path, format, flags, e) : error_errno(e, ENOMEM, NULL, "open disk");
-	if (!ret)
-		ret = aio_new(&b->aio, l, flags & BLOCK_NO_IO_URING, e);
-	if (!ret && (flags & BLOCK_EPHEMERAL) && !b->readonly) {
-		b->can_discard = false;
-		ret = overlay_new(&b->overlay, b->aio, b->fd, b->size_bytes, e);
+	b->holders = NULL;
+	while (h) {
+		struct holder *next = h->next;
+
+		bool on_stack = h->on_stack;
+
+		h->done(h->opaque, 0);
+		if (!on_stack)
+			free(h);
+		h = next;
 	}
-	if (ret) {
-		block_close(b);
-		return ret;
-	}
-	*out = b;
-	return 0;
 }
 
-void block_close(struct block *b)
+void block_hold(struct block *b, block_done_fn *done, void *opaque)
 {
-	if (!b)
+	struct holder *h;
+
+	b->held++;
+	if (!b->in_flight) {
+		done(opaque, 0);
 		return;
-	while (b->aio && (b->in_flight || aio_in_flight(b->aio)))
-		aio_wait(b->aio);
-	if (b->overlay)
-		overlay_free(b->overlay);
-	aio_free(b->aio);
-	if (b->fd >= 0)
-		close(b->fd);
-	free(b->path);
-	free(b);
+	}
+	h = malloc(sizeof(*h));
+	if (!h) {
+		b->held--;
+		done(opaque, -ENOMEM);
+		return;
+	}
+	*h = (struct holder){ done, opaque, false, b->holders };
+	b->holders = h;
 }
+
+void block_release(struct block *b)
+{
+	ASSERT(b->held);
+	b->held--;
+	while (!b->held && b->waiting) {
+		struct request *r = b->waiting;
+
+		b->waiting = r->next;
+		if (!b->waiting)
+			b->waiting_tail = &b->waiting;
+		dispatch(b, r);
+	}
+}
+
+struct node *block_root(struct block *b)
+{
+	return b->root;
+}
+
+struct node *block_set_root(struct block *b, struct node *root)
+{
+	struct node *old = b->root;
+	struct block_env *env = b->env;
+
+	ASSERT(b->held && !b->in_flight && root->env->loop == env->loop);
+	for (unsigned i = 0; i < b->plugged; i++)
+		aio_plug(root->env->aio);
+	b->root = root;
+	b->env = root->env;
+	b->env->refs++;
+	for (unsigned i = 0; i < b->plugged; i++)
+		aio_unplug(env->aio);
+	env_put(env);
+	return old;
+}
+
+/* --- what it is --- */
 
 uint64_t block_size(const struct block *b)
 {
-	return b->size_bytes;
+	return b->root->size_bytes;
 }
 
 bool block_readonly(const struct block *b)
 {
-	return b->readonly;
+	return b->root->readonly;
 }
 
 bool block_can_discard(const struct block *b)
 {
-	return b->can_discard && !b->readonly;
+	bool can = !b->root->readonly;
+
+	for (const struct node *n = b->root; n && can; n = n->child[NODE_FILE])
+		can = n->limits.can_discard;
+	return can;
+}
+
+uint32_t block_cluster(const struct block *b)
+{
+	return b->root->limits.cluster;
+}
+
+const char *block_format(const struct block *b)
+{
+	return node_below_filters(b->root)->ops->name;
 }

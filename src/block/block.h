@@ -1,15 +1,23 @@
 /*
- * A block node: something with bytes at offsets, read and written asynchronously.
+ * A disk: bytes at offsets, read and written asynchronously.  Behind it stands a stack of nodes (node.h): a format
+ * over a file, perhaps over a backing file, perhaps under filters.
  *
- * Owner: whoever opened it.  Thread: all calls on the thread of the loop it was
- * opened with, completions too.  Vectors point into guest RAM or VMM buffers and
- * must stay valid until `done` ran.  Requests complete in any order; flush
- * completes after every write that completed before it was submitted is durable.
+ * Owner: whoever opened it.  Thread: all calls on the thread of the loop it was opened with, completions too.
+ * Vectors point into guest RAM or VMM buffers and must stay valid until `done` ran; they are handed down to the
+ * host without a copy wherever the format allows.  Requests complete in any order; flush completes after every
+ * write that completed before it was submitted is durable.  Overlapping requests under way at the same time have
+ * an undefined order among each other, never a torn format.
+ *
+ * Three forms of each operation:
+ *	block_X(..., done, opaque)	asynchronous; `done` may run before it returns
+ *	block_co_X(...)			inside a coroutine of the loop (host/coroutine.h): returns when complete
+ *	block_run(l, fn, arg)		makes a coroutine of a whole program, for tools
  */
 #ifndef VIXEN_BLOCK_BLOCK_H
 #define VIXEN_BLOCK_BLOCK_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
@@ -18,21 +26,101 @@
 struct loop;
 struct block;
 
-/* ret: 0 or -errno (-EIO, -ENOSPC, -EROFS, -EINVAL). */
+/* ret: 0 or -errno (-EIO, -ENOSPC, -EROFS, -EINVAL, -ENOMEM). */
 typedef void block_done_fn(void *opaque, int ret);
 
-enum block_flags { BLOCK_READONLY = 1, BLOCK_EPHEMERAL = 2 /* writes go to an unlinked overlay */,
-		   BLOCK_NO_IO_URING = 4 };
+/* --- open and close --- */
 
-/* Locks the image (OFD lock: one writer or many readers); -EBUSY when another VM has it.
- * format: NULL or "raw" for now; probing qcow2 magic gives a clear error. */
-int block_open(struct block **out, struct loop *l, const char *path, const char *format,
-	       unsigned flags, struct error *e);
-void block_close(struct block *b);	/* waits for requests under way */
+enum block_flags {
+	BLOCK_READONLY = 1,
+	BLOCK_EPHEMERAL = 2,		/* writes go to an unlinked overlay; the image itself is opened read-only */
+	BLOCK_NO_IO_URING = 4,
+	BLOCK_NO_BACKING = 8,		/* leave the backing file alone: what it would give reads as zeroes */
+	BLOCK_SHARE = 16,		/* take no lock: to look at an image that a VM has open; what is read may be stale */
+	BLOCK_NO_BITMAPS = 32,		/* leave persistent bitmaps as they are in the file; they then no longer count */
+	BLOCK_REPAIR = 64,		/* open an image marked corrupt for writing, and do not check on opening */
+	BLOCK_PROBE = 128,		/* believe what the content looks like; only for images no guest could write raw */
+};
+
+struct block_fd {
+	const char *path;		/* as it stands on the command line or, made absolute, in the image */
+	int fd;				/* stays the caller's; locked, if need be, by the caller */
+};
+
+/*
+ * Zeroed memory is the defaults.  All strings and structs are the caller's, read during the opening only.
+ *
+ * Without a format an image is raw, because a guest decides what its raw disk's first bytes look like: what looks
+ * like another format is refused with an error that asks for format=, unless the file's name, which no guest can
+ * choose, ends in that format's suffix (.qcow2, ...).
+ */
+struct block_options {
+	const char *format;		/* "raw", "qcow2", ... or NULL */
+	unsigned flags;			/* enum block_flags */
+	const char *secret_file;	/* holds the passphrase, for encrypted formats; one newline at its end is cut off */
+	const char *backing_path;	/* instead of what the image names */
+	const struct block_options *backing;	/* how to open the backing file: its format, its secret, its backing ... */
+	const char *data_path;		/* external data file, instead of what the image names */
+	const struct block_fd *fds;	/* used in place of opening these paths, for after the sandbox */
+	unsigned nfds;
+	const struct block *beside;	/* share this disk's queue to the host; same loop */
+};
+
+/* Locks the files (OFD lock: one writer or many readers); -EBUSY when another VM has one.  Runs the disk's I/O until
+ * all of the chain is open; no file is opened later.  Not from a callback of the loop, but coroutines may. */
+int block_open_with(struct block **out, struct loop *l, const char *path, const struct block_options *o,
+		    struct error *e);
+int block_open(struct block **out, struct loop *l, const char *path, const char *format, unsigned flags,
+	       struct error *e);
+/* Waits for requests under way, writes back what the format caches, unlocks.  0 or the first -errno of that writing:
+ * then the image may have leaked space, but what was flushed is whole.  NULL is fine. */
+int block_close(struct block *b);
+
+/* What a new image shall be; zeroed memory is the defaults. */
+struct block_create {
+	uint64_t size_bytes;		/* 0: that of the backing file */
+	const char *backing_path;	/* kept in the image as given: relative to the image's own directory */
+	const char *backing_format;	/* needed with backing_path */
+	uint32_t cluster_bytes;
+	unsigned version;		/* of the format */
+	unsigned refcount_bits;
+	bool lazy_refcounts, extended_l2;
+	bool zstd;			/* rather than zlib, for compressed clusters */
+	const char *data_path;		/* external data file; kept as given */
+	bool data_raw;			/* it is a valid raw image at all times */
+	bool overwrite;			/* path may exist and is replaced */
+	bool preallocate;		/* metadata; raw: blocks of the host */
+	const char *secret_file;	/* encrypt with this passphrase */
+};
+/* Leaves nothing behind when it fails. */
+int block_create(struct loop *l, const char *path, const char *format, const struct block_create *c, struct error *e);
+
+/* --- what it is --- */
 
 uint64_t block_size(const struct block *b);		/* bytes */
 bool block_readonly(const struct block *b);
 bool block_can_discard(const struct block *b);
+uint32_t block_cluster(const struct block *b);		/* preferred unit of writing, bytes; 0: none */
+const char *block_format(const struct block *b);	/* of the node below the filters */
+
+struct block_info {
+	const char *format, *path;
+	const char *backing_path, *backing_format;	/* as the image names them; NULL: none */
+	const char *data_path;
+	uint64_t size_bytes;
+	uint64_t host_bytes;		/* taken on the host, this file alone */
+	uint64_t cluster_bytes;		/* 0: none */
+	bool encrypted, unclean, corrupt;
+	unsigned nextra;		/* what only this format has */
+	struct { char key[32], value[96]; } extra[16];
+};
+/* Strings live as long as b and until its next info, snapshot or resize.  depth: 0 is the image, 1 its backing file
+ * ...; -ENOENT past the last.  In a coroutine, or for b that nothing is under way on. */
+int block_info(struct block *b, unsigned depth, struct block_info *out);
+void block_info_extra(struct block_info *i, const char *key, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));		/* for formats; a 17th is dropped */
+
+/* --- data --- */
 
 /* offset and total length are multiples of 512 and inside block_size(), or -EINVAL through done. */
 void block_readv(struct block *b, uint64_t offset, const struct iovec *iov, int iovcnt,
@@ -40,13 +128,85 @@ void block_readv(struct block *b, uint64_t offset, const struct iovec *iov, int 
 void block_writev(struct block *b, uint64_t offset, const struct iovec *iov, int iovcnt,
 		 block_done_fn *done, void *opaque);
 void block_flush(struct block *b, block_done_fn *done, void *opaque);
+/* A hint: afterwards the range reads as before, as zeroes or, with a backing file, never as that file's. */
 void block_discard(struct block *b, uint64_t offset, uint64_t len, block_done_fn *done, void *opaque);
 void block_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may_unmap,
 			block_done_fn *done, void *opaque);
+
+enum block_status_flags {
+	BLOCK_STATUS_DATA = 1,		/* has to be read */
+	BLOCK_STATUS_ZERO = 2,		/* reads as zeroes */
+	BLOCK_STATUS_ALLOCATED = 4,	/* the layer at `depth` says so; without it no layer holds anything: zeroes */
+	BLOCK_STATUS_OFFSET = 8,	/* host_offset holds */
+	BLOCK_STATUS_COMPRESSED = 16,
+};
+
+struct block_status {
+	uint64_t len;			/* from the offset asked for; > 0, at most what was asked, all of it alike */
+	unsigned flags;
+	unsigned depth;			/* 0: the image, 1: its backing file, ... */
+	uint64_t host_offset;		/* in the file of that layer, plain data that continues for len */
+};
+/* `out` is filled in when done runs with 0.  depth_max: look no deeper than so many backing files (0: only the top
+ * layer; what it does not hold is !ALLOCATED); UINT_MAX for all. */
+void block_status(struct block *b, uint64_t offset, uint64_t len, unsigned depth_max, struct block_status *out,
+		  block_done_fn *done, void *opaque);
 
 /* Between plug and unplug requests are gathered and handed to the host together; pairs nest.
  * `done` may run inside any of these functions, also before it returns. */
 void block_plug(struct block *b);
 void block_unplug(struct block *b);
+
+/* Holds back: requests from here on wait in order, and done runs when none is under way.  Calls nest; each is paired
+ * with a release, unless done reports -ENOMEM.  For whoever changes the stack under a running disk. */
+void block_hold(struct block *b, block_done_fn *done, void *opaque);
+void block_release(struct block *b);
+
+/* --- straight-line forms, for coroutines of b's loop --- */
+
+int block_run(struct loop *l, int (*fn)(void *arg), void *arg);		/* co_run() by another name */
+int block_co_readv(struct block *b, uint64_t offset, const struct iovec *iov, int iovcnt);
+int block_co_writev(struct block *b, uint64_t offset, const struct iovec *iov, int iovcnt);
+int block_co_read(struct block *b, uint64_t offset, void *buf, size_t len);
+int block_co_write(struct block *b, uint64_t offset, const void *buf, size_t len);
+int block_co_flush(struct block *b);
+int block_co_discard(struct block *b, uint64_t offset, uint64_t len);
+int block_co_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may_unmap);
+int block_co_status(struct block *b, uint64_t offset, uint64_t len, unsigned depth_max, struct block_status *out);
+void block_co_hold(struct block *b);
+
+/* One whole cluster (the last may be cut short by the end), which nothing was written to before.  -EOPNOTSUPP where the
+ * format has no compression; where it would not get smaller it is written plain. */
+int block_co_write_compressed(struct block *b, uint64_t offset, const void *buf, size_t len);
+
+/* --- metadata: in a coroutine, or run like block_open_with --- */
+
+enum block_resize_flags { BLOCK_SHRINK = 1 /* data past the new end may be lost */ };
+/* Online, too: requests are held back meanwhile. */
+int block_resize(struct block *b, uint64_t size_bytes, unsigned flags, struct error *e);
+
+struct block_snapshot {
+	char id[32], name[256];
+	uint64_t time_s, time_ns;	/* since 1970 */
+	uint64_t vm_clock_ns, vm_state_bytes, size_bytes;
+};
+/* Internal snapshots.  `snapshot`: an id or, failing that, a name.  -EOPNOTSUPP where the format has none. */
+int block_snapshot_list(struct block *b, struct block_snapshot **list, unsigned *n, struct error *e);	/* free(*list) */
+int block_snapshot_create(struct block *b, const char *name, struct error *e);
+int block_snapshot_apply(struct block *b, const char *snapshot, struct error *e);
+int block_snapshot_delete(struct block *b, const char *snapshot, struct error *e);
+
+enum block_repair { BLOCK_REPAIR_LEAKS = 1, BLOCK_REPAIR_ERRORS = 2 };
+
+struct block_check {
+	uint64_t corruptions, leaks;		/* found and left */
+	uint64_t corruptions_fixed, leaks_fixed;
+	uint64_t errors;			/* that kept it from checking: I/O */
+	uint64_t clusters, allocated, compressed, fragmented;
+	uint64_t end_bytes;			/* of the last cluster in use */
+	void (*say)(void *opaque, const char *line);	/* each finding in words, may be NULL; set by the caller */
+	void *opaque;
+};
+int block_check(struct block *b, unsigned repair, struct block_check *c, struct error *e);
 
 #endif

@@ -22,8 +22,7 @@
 #define CLUSTER 65536u
 
 struct overlay {
-	struct aio *aio;
-	int base_fd, fd;
+	struct node *base, *store;	/* NODE_FILE, NODE_DATA */
 	uint64_t size_bytes, clusters;
 	uint64_t *moved;		/* one bit per cluster */
 	struct write *active;		/* writes into clusters that had not moved */
@@ -41,49 +40,17 @@ static void set_moved(struct overlay *o, uint64_t first, uint64_t last)
 		o->moved[c / 64] |= 1ull << (c % 64);
 }
 
-static uint64_t iov_bytes(const struct iovec *iov, int n)
-{
-	uint64_t sum = 0;
-
-	while (n--)
-		sum += iov++->iov_len;
-	return sum;
-}
-
-/* Cuts [skip, skip + len) out of a vector; dst has room for n.  Returns the count. */
-static int iov_cut(struct iovec *dst, const struct iovec *src, int n, uint64_t skip, uint64_t len)
-{
-	int out = 0;
-
-	for (int i = 0; i < n && len; i++) {
-		uint64_t part = src[i].iov_len;
-
-		if (skip >= part) {
-			skip -= part;
-			continue;
-		}
-		part -= skip;
-		if (part > len)
-			part = len;
-		dst[out++] = (struct iovec){ (uint8_t *)src[i].iov_base + skip, part };
-		len -= part;
-		skip = 0;
-	}
-	return out;
-}
-
 /* --- reads: split where base and overlay alternate; the pieces run side by side --- */
 
 struct piece {
 	struct read *read;
-	struct aio_req aio;
 	struct iovec iov[];
 };
 
 struct read {
 	unsigned left;		/* pieces under way, and one for the splitter */
 	int ret;
-	aio_done_fn *done;
+	block_done_fn *done;
 	void *opaque;
 };
 
@@ -116,9 +83,10 @@ static uint64_t run_len(const struct overlay *o, uint64_t offset, uint64_t end)
 	return (c * CLUSTER < end ? c * CLUSTER : end) - offset;
 }
 
-void overlay_read(struct overlay *o, uint64_t offset, const struct iovec *iov, int iovcnt, aio_done_fn *done,
-		  void *opaque)
+static void overlay_readv(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done,
+			  void *opaque)
 {
+	struct overlay *o = n->impl;
 	uint64_t end = offset + iov_bytes(iov, iovcnt), at = offset;
 	struct read *r = calloc(1, sizeof(*r));
 	int ret = 0;
@@ -130,9 +98,9 @@ void overlay_read(struct overlay *o, uint64_t offset, const struct iovec *iov, i
 	r->left = 1;
 	r->done = done;
 	r->opaque = opaque;
-	aio_plug(o->aio);
+	aio_plug(n->env->aio);
 	while (at < end) {
-		uint64_t n = run_len(o, at, end);
+		uint64_t len = run_len(o, at, end);
 		struct piece *p = malloc(sizeof(*p) + sizeof(struct iovec) * (size_t)iovcnt);
 
 		if (!p) {
@@ -140,16 +108,12 @@ void overlay_read(struct overlay *o, uint64_t offset, const struct iovec *iov, i
 			break;
 		}
 		p->read = r;
-		p->aio = (struct aio_req){
-			.op = AIO_READV, .fd = has_moved(o, at / CLUSTER) ? o->fd : o->base_fd, .offset = at,
-			.iov = p->iov, .iovcnt = iov_cut(p->iov, iov, iovcnt, at - offset, n),
-			.done = piece_done, .opaque = p,
-		};
 		r->left++;
-		aio_submit(o->aio, &p->aio);
-		at += n;
+		node_readv(has_moved(o, at / CLUSTER) ? o->store : o->base, at, p->iov,
+			   iov_cut(p->iov, iov, iovcnt, at - offset, len), piece_done, p);
+		at += len;
 	}
-	aio_unplug(o->aio);
+	aio_unplug(n->env->aio);
 	read_put(r, ret);
 }
 
@@ -170,8 +134,7 @@ struct write {
 	uint64_t copying;	/* cluster */
 	uint8_t *bounce;
 	struct iovec bounce_iov;
-	struct aio_req aio;
-	aio_done_fn *done;
+	block_done_fn *done;
 	void *opaque;
 	struct write *next;
 };
@@ -240,9 +203,7 @@ static void copy_read(void *opaque, int ret)
 		write_end(w, ret);
 		return;
 	}
-	w->aio = (struct aio_req){ .op = AIO_WRITEV, .fd = w->o->fd, .offset = w->copying * CLUSTER,
-				   .iov = &w->bounce_iov, .iovcnt = 1, .done = copy_written, .opaque = w };
-	aio_submit(w->o->aio, &w->aio);
+	node_writev(w->o->store, w->copying * CLUSTER, &w->bounce_iov, 1, copy_written, w);
 }
 
 static void cluster_copy(struct write *w, uint64_t c)
@@ -257,9 +218,7 @@ static void cluster_copy(struct write *w, uint64_t c)
 	}
 	w->copying = c;
 	w->bounce_iov = (struct iovec){ w->bounce, len < CLUSTER ? len : CLUSTER };
-	w->aio = (struct aio_req){ .op = AIO_READV, .fd = w->o->base_fd, .offset = c * CLUSTER,
-				   .iov = &w->bounce_iov, .iovcnt = 1, .done = copy_read, .opaque = w };
-	aio_submit(w->o->aio, &w->aio);
+	node_readv(w->o->base, c * CLUSTER, &w->bounce_iov, 1, copy_read, w);
 }
 
 static bool covers_part(const struct write *w, uint64_t c)
@@ -279,9 +238,7 @@ static void write_step(struct write *w)
 			return;
 		}
 	}
-	w->aio = (struct aio_req){ .op = AIO_WRITEV, .fd = w->o->fd, .offset = w->offset, .iov = w->iov,
-				   .iovcnt = w->iovcnt, .done = data_done, .opaque = w };
-	aio_submit(w->o->aio, &w->aio);
+	node_writev(w->o->store, w->offset, w->iov, w->iovcnt, data_done, w);
 }
 
 static bool all_moved(const struct write *w)
@@ -320,9 +277,10 @@ static void write_begin(struct write *w)
 	write_step(w);
 }
 
-void overlay_write(struct overlay *o, uint64_t offset, const struct iovec *iov, int iovcnt,
-		   aio_done_fn *done, void *opaque)
+static void overlay_writev(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done,
+			   void *opaque)
 {
+	struct overlay *o = n->impl;
 	struct write *w = calloc(1, sizeof(*w));
 	uint64_t len = iov_bytes(iov, iovcnt);
 
@@ -369,36 +327,79 @@ static int temp_file(void)
 	return -errno;
 }
 
-int overlay_new(struct overlay **out, struct aio *a, int base_fd, uint64_t size_bytes, struct error *e)
+/* Nothing has to be durable: it dies with us. */
+static void overlay_flush(struct node *n, block_done_fn *done, void *opaque)
 {
-	struct overlay *o = calloc(1, sizeof(*o));
-	int ret;
+	done(opaque, 0);
+}
 
-	if (!o)
-		return error_errno(e, ENOMEM, NULL, "create an ephemeral disk");
-	o->aio = a;
-	o->base_fd = base_fd;
-	o->size_bytes = size_bytes;
-	o->clusters = (size_bytes + CLUSTER - 1) / CLUSTER;
-	o->waiting_tail = &o->waiting;
-	o->moved = calloc((o->clusters + 63) / 64, sizeof(*o->moved));
-	o->fd = temp_file();
-	ret = !o->moved ? -ENOMEM : o->fd < 0 ? o->fd : 0;
-	if (!ret && ftruncate(o->fd, (off_t)size_bytes) < 0)
-		ret = -errno;
-	if (ret) {
-		overlay_free(o);
-		return error_errno(e, -ret, "point TMPDIR at a directory with space",
-				   "create a temporary file for an ephemeral disk");
-	}
-	*out = o;
+static int overlay_status(struct node *n, uint64_t offset, uint64_t len, struct block_status *out)
+{
+	struct overlay *o = n->impl;
+
+	len = run_len(o, offset, offset + len);
+	if (!has_moved(o, offset / CLUSTER))
+		return node_co_status(o->base, offset, len, 0, out);
+	*out = (struct block_status){ .len = len, .flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED };
 	return 0;
 }
 
-void overlay_free(struct overlay *o)
+static int overlay_close(struct node *n)
 {
-	if (o->fd >= 0)
-		close(o->fd);
+	struct overlay *o = n->impl;
+
 	free(o->moved);
 	free(o);
+	n->impl = NULL;
+	return 0;
+}
+
+const struct node_ops overlay_ops = {
+	.name = "overlay", .filter = true, .readv = overlay_readv, .writev = overlay_writev, .flush = overlay_flush,
+	.co_status = overlay_status, .co_close = overlay_close,
+};
+
+static int store_new(struct node *n, uint64_t size_bytes, struct error *e)
+{
+	const char *todo = "point TMPDIR at a directory with space";
+	int fd = temp_file();
+
+	if (fd < 0)
+		return error_errno(e, -fd, todo, "create a temporary file for an ephemeral disk");
+	if (ftruncate(fd, (off_t)size_bytes) < 0) {
+		int err = errno;
+
+		close(fd);
+		return error_errno(e, err, todo, "create a temporary file for an ephemeral disk");
+	}
+	return file_node_from_fd(&n->child[NODE_DATA], n->env, fd, n->path, e);
+}
+
+int overlay_new(struct node **out, struct node *base, struct error *e)
+{
+	struct node *n = node_new(base->env, &overlay_ops, base->path);
+	struct overlay *o = calloc(1, sizeof(*o));
+	int ret = n && o ? 0 : error_errno(e, ENOMEM, NULL, "create an ephemeral disk");
+
+	if (!ret) {
+		o->clusters = (base->size_bytes + CLUSTER - 1) / CLUSTER;
+		o->moved = calloc((o->clusters + 63) / 64, sizeof(*o->moved));
+		ret = o->moved ? store_new(n, base->size_bytes, e)
+			       : error_errno(e, ENOMEM, NULL, "create an ephemeral disk");
+	}
+	if (ret) {
+		if (o)
+			free(o->moved);
+		free(o);
+		node_co_close(n);
+		return ret;
+	}
+	n->impl = o;
+	n->size_bytes = o->size_bytes = base->size_bytes;
+	n->limits.cluster = CLUSTER;
+	n->child[NODE_FILE] = o->base = base;
+	o->store = n->child[NODE_DATA];
+	o->waiting_tail = &o->waiting;
+	*out = n;
+	return 0;
 }

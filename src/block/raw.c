@@ -1,107 +1,90 @@
-/* Raw images: opening, locking, measuring. */
+/* The raw format: the file's bytes are the disk's. */
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/fs.h>
 #include <stdio.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "block/node.h"
 
-static int open_file(const char *path, unsigned flags, struct error *e)
+static void raw_readv(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done,
+		      void *opaque)
 {
-	bool write = !(flags & (BLOCK_READONLY | BLOCK_EPHEMERAL));
-	int fd = open(path, (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	const char *todo = "check the path and its permissions";
-
-	if (fd >= 0)
-		return fd;
-	if (write && (errno == EACCES || errno == EROFS || errno == EPERM))
-		todo = "make the file writable, or add ,readonly or ,ephemeral to the disk";
-	else if (errno == EMFILE || errno == ENFILE)
-		todo = "raise the limit of open files (ulimit -n)";
-	return error_errno(e, errno, todo, "open disk '%s'", path);
+	node_readv(n->child[NODE_FILE], offset, iov, iovcnt, done, opaque);
 }
 
-/* One writer or many readers, across processes and within one. */
-static int lock_file(int fd, const char *path, unsigned flags, struct error *e)
+static void raw_writev(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done,
+		       void *opaque)
 {
-	bool write = !(flags & (BLOCK_READONLY | BLOCK_EPHEMERAL));
-	struct flock lock = { .l_type = write ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET };
-	char what[192];
-
-	if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
-		return 0;
-	snprintf(what, sizeof(what), "open disk '%.150s'", path);
-	if (errno == EAGAIN || errno == EACCES)
-		return error_set(e, EBUSY, "stop the other VM first, or give this one a copy of the image",
-				 what, "image is in use by another VM");
-	return error_errno(e, errno, "put the image on a file system with locks", "lock disk '%s'", path);
+	node_writev(n->child[NODE_FILE], offset, iov, iovcnt, done, opaque);
 }
 
-static int measure(struct block *b, const char *path, struct error *e)
+static void raw_flush(struct node *n, block_done_fn *done, void *opaque)
 {
-	char what[192];
-	struct stat st;
+	node_flush(n->child[NODE_FILE], done, opaque);
+}
 
-	snprintf(what, sizeof(what), "open disk '%.150s'", path);
-	if (fstat(b->fd, &st) < 0)
-		return error_errno(e, errno, NULL, "open disk '%s'", path);
-	if (S_ISBLK(st.st_mode)) {
-		if (ioctl(b->fd, BLKGETSIZE64, &b->size_bytes) < 0)
-			return error_errno(e, errno, NULL, "measure disk '%s'", path);
-	} else if (S_ISREG(st.st_mode)) {
-		b->size_bytes = (uint64_t)st.st_size;
-	} else {
-		return error_set(e, EINVAL, "give a disk image", what,
-				 "it is neither a file nor a block device");
-	}
-	if (!b->size_bytes)
-		return error_set(e, EINVAL, "make it larger: truncate -s 8G FILE", what,
-				 "the image is empty");
-	if (b->size_bytes % SECTOR)
-		return error_set(e, EINVAL, "is it a disk image? if so, round it up: truncate -s %512 FILE",
-				 what, "its size of %llu bytes is not a multiple of 512",
-				 (unsigned long long)b->size_bytes);
+static void raw_discard(struct node *n, uint64_t offset, uint64_t len, block_done_fn *done, void *opaque)
+{
+	node_discard(n->child[NODE_FILE], offset, len, done, opaque);
+}
+
+static void raw_write_zeroes(struct node *n, uint64_t offset, uint64_t len, unsigned flags, block_done_fn *done,
+			     void *opaque)
+{
+	node_write_zeroes(n->child[NODE_FILE], offset, len, flags, done, opaque);
+}
+
+/* A host may have holes of odd sizes: what is not whole sectors is data. */
+static int raw_status(struct node *n, uint64_t offset, uint64_t len, struct block_status *out)
+{
+	int ret = node_co_status(n->child[NODE_FILE], offset, len, 0, out);
+
+	if (ret)
+		return ret;
+	if (out->len % SECTOR && out->flags & BLOCK_STATUS_ZERO)
+		out->len -= out->len % SECTOR;
+	else if (out->len % SECTOR)
+		out->len += SECTOR - out->len % SECTOR;
+	if (!out->len)
+		*out = (struct block_status){ .len = SECTOR, .flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED };
 	return 0;
 }
 
-/* A guest must not be able to turn a raw image into a qcow2 by what it writes, so a format that was not
- * given is only ever raw, and what looks like something else is refused. */
-static int probe(struct block *b, const char *path, const char *format, struct error *e)
+static int raw_resize(struct node *n, uint64_t size_bytes, unsigned flags, struct error *e)
 {
-	uint8_t magic[4] = {0};
-	char what[192];
+	int ret = node_co_resize(n->child[NODE_FILE], size_bytes, flags, e);
 
-	snprintf(what, sizeof(what), "open disk '%.150s'", path);
-	if (format && strcmp(format, "raw"))
-		return error_set(e, EINVAL, "use format=raw, after qemu-img convert -O raw if need be", what,
-				 "format '%s' is not supported", format);
-	if (format)
-		return 0;
-	if (pread(b->fd, magic, sizeof(magic), 0) != sizeof(magic))
-		return error_errno(e, errno ? errno : EIO, NULL, "read disk '%s'", path);
-	if (!memcmp(magic, "QFI\xfb", 4))
-		return error_set(e, EINVAL, "convert it with qemu-img convert -O raw, or add ,format=raw if "
-				 "the guest itself shall see the qcow2 file as its disk", what,
-				 "it is a qcow2 image, not a raw one");
-	return 0;
-}
-
-int raw_open(struct block *b, const char *path, const char *format, unsigned flags, struct error *e)
-{
-	int ret;
-
-	b->fd = open_file(path, flags, e);
-	if (b->fd < 0)
-		return b->fd;
-	ret = lock_file(b->fd, path, flags, e);
 	if (!ret)
-		ret = measure(b, path, e);
-	if (!ret)
-		ret = probe(b, path, format, e);
-	b->readonly = flags & BLOCK_READONLY;
+		n->size_bytes = size_bytes;
 	return ret;
 }
+
+static const struct node_ops raw_ops = {
+	.name = "raw", .readv = raw_readv, .writev = raw_writev, .flush = raw_flush, .discard = raw_discard,
+	.write_zeroes = raw_write_zeroes, .co_status = raw_status, .co_resize = raw_resize,
+};
+
+static int raw_open(struct node *n, const struct node_open *how, struct error *e)
+{
+	const struct node *file = n->child[NODE_FILE];
+	char what[192];
+
+	snprintf(what, sizeof(what), "open disk '%.150s'", n->path);
+	if (!file->size_bytes)
+		return error_set(e, EINVAL, "make it larger: truncate -s 8G FILE", what, "the image is empty");
+	if (file->size_bytes % SECTOR)
+		return error_set(e, EINVAL, "is it a disk image? if so, round it up: truncate -s %512 FILE",
+				 what, "its size of %llu bytes is not a multiple of 512",
+				 (unsigned long long)file->size_bytes);
+	n->size_bytes = file->size_bytes;
+	n->limits = (struct node_limits){ .align = SECTOR, .can_discard = file->limits.can_discard,
+					  .can_zero = file->limits.can_zero };
+	return 0;
+}
+
+static int raw_create(struct node *file, const struct block_create *c, struct error *e)
+{
+	if (c->backing_path)
+		return error_set(e, EINVAL, "use -f qcow2", "create a disk", "a raw image has no backing file");
+	return node_co_resize(file, c->size_bytes, 0, e);
+}
+
+const struct driver raw_driver = { .name = "raw", .ops = &raw_ops, .co_open = raw_open, .co_create = raw_create };

@@ -15,6 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "host/coroutine.h"
+
 #define NEVER UINT64_MAX
 
 struct loop_fd {
@@ -45,6 +47,8 @@ struct loop {
 	struct post *posts, **posts_tail;
 	struct loop_fd *dead;
 	uint64_t sleeping_until;	/* under lock: what the loop waits for; 0 while it is awake */
+	unsigned depth;			/* of steps inside callbacks of steps */
+	struct coroutines *coroutines;	/* made when first asked for */
 };
 
 uint64_t clock_now_ns(void)
@@ -86,6 +90,7 @@ void loop_free(struct loop *l)
 {
 	if (!l)
 		return;
+	coroutines_free(l->coroutines);
 	reap_dead(l);
 	while (l->timers) {
 		struct loop_timer *t = l->timers;
@@ -194,26 +199,47 @@ static int wait_events(struct loop *l, struct epoll_event *ev, int max, uint64_t
 	return n;
 }
 
-int loop_run(struct loop *l)
+static int dispatch(struct loop *l, const struct epoll_event *ev, int n)
+{
+	for (int i = 0; i < n; i++) {
+		struct loop_fd *w = ev[i].data.ptr;
+		uint64_t drain;
+		if (w && !w->dead)
+			w->fn(w->opaque, ev[i].events);
+		else if (!w && read(l->wake, &drain, sizeof drain) < 0 && errno != EAGAIN)
+			return -errno;
+	}
+	run_posts(l);
+	run_timers(l);
+	return 0;
+}
+
+int loop_step(struct loop *l)
 {
 	struct epoll_event ev[32];
-	while (!atomic_exchange(&l->stop, false)) {
-		int n = wait_events(l, ev, 32, begin_sleep(l));
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		for (int i = 0; i < n; i++) {
-			struct loop_fd *w = ev[i].data.ptr;
-			uint64_t drain;
-			if (w && !w->dead)
-				w->fn(w->opaque, ev[i].events);
-			else if (!w && read(l->wake, &drain, sizeof drain) < 0 && errno != EAGAIN)
-				return -errno;
-		}
-		run_posts(l);
-		run_timers(l);
+	int n = wait_events(l, ev, 32, begin_sleep(l)), ret;
+	if (n < 0 && errno != EINTR)
+		return -errno;
+	l->depth++;
+	ret = dispatch(l, ev, n);
+	if (!--l->depth)	/* an outer batch may still name them */
 		reap_dead(l);
-	}
-	return 0;
+	return ret;
+}
+
+int loop_run(struct loop *l)
+{
+	int ret = 0;
+	while (!ret && !atomic_exchange(&l->stop, false))
+		ret = loop_step(l);
+	return ret;
+}
+
+struct coroutines *loop_coroutines(struct loop *l)
+{
+	if (!l->coroutines)
+		l->coroutines = coroutines_new();
+	return l->coroutines;
 }
 
 struct loop_fd *loop_fd_add(struct loop *l, int fd, uint32_t events, loop_fd_fn *fn, void *opaque)

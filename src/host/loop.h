@@ -18,7 +18,9 @@ struct loop_timer;
 struct loop *loop_new(void);		/* NULL when the host has no fds left (errno set) */
 void loop_free(struct loop *l);
 int  loop_run(struct loop *l);		/* until loop_stop(), which it consumes; 0 or -errno */
+int  loop_step(struct loop *l);		/* waits for events and serves them once; also inside a callback; 0 or -errno */
 void loop_stop(struct loop *l);		/* any thread, async-signal-safe */
+struct coroutines *loop_coroutines(struct loop *l);	/* host/coroutine.h; made at the first call, NULL: no memory */
 
 /* events: EPOLLIN | EPOLLOUT...; the fd stays the caller's. */
 typedef void loop_fd_fn(void *opaque, uint32_t events);

@@ -1,0 +1,219 @@
+/* Opening, creating and closing disks, from outside coroutines or inside. */
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "block/block_private.h"
+#include "host/loop.h"
+
+int block_run(struct loop *l, int (*fn)(void *arg), void *arg)
+{
+	return co_run(l, fn, arg);
+}
+
+/* --- running to the end: the disk's own completions first, so that nobody else's callbacks run if need not be --- */
+
+struct run {
+	int (*fn)(void *);
+	void *arg;
+	int ret;
+	bool done;
+};
+
+static void run_main(void *opaque)
+{
+	struct run *r = opaque;
+
+	r->ret = r->fn(r->arg);
+	r->done = true;
+}
+
+int block_do(struct block_env *env, int (*fn)(void *), void *arg)
+{
+	struct run r = { .fn = fn, .arg = arg };
+	int ret;
+
+	if (co_self(env->co))
+		return fn(arg);
+	ret = co_start(env->co, run_main, &r);
+	while (!ret && !r.done) {
+		if (aio_in_flight(env->aio))
+			aio_wait(env->aio);
+		else
+			ret = loop_step(env->loop);
+	}
+	ASSERT(r.done || ret);
+	return ret ? ret : r.ret;
+}
+
+/* --- open --- */
+
+struct opening {
+	struct block *b;
+	const char *path;
+	const struct block_options *o;
+	struct error *e;
+};
+
+static int open_main(void *opaque)
+{
+	struct opening *op = opaque;
+	unsigned flags = op->o->flags;
+	struct node_open how = { .o = op->o, .path = op->path,
+				 .readonly = flags & (BLOCK_READONLY | BLOCK_EPHEMERAL) };
+	struct node *n;
+	int ret = node_co_open(&n, op->b->env, op->path, &how, op->e);
+
+	if (ret)
+		return ret;
+	if (flags & BLOCK_EPHEMERAL && !(flags & BLOCK_READONLY)) {
+		struct node *base = n;
+
+		ret = overlay_new(&n, base, op->e);
+		if (ret) {
+			node_co_close(base);
+			return ret;
+		}
+	}
+	op->b->root = n;
+	return 0;
+}
+
+static int env_for(struct block *b, struct loop *l, const struct block_options *o, struct error *e)
+{
+	if (o->beside) {
+		b->env = o->beside->env;
+		b->env->refs++;
+	} else {
+		b->env = env_new(l, o->flags & BLOCK_NO_IO_URING, e);
+	}
+	return b->env ? 0 : -ENOMEM;
+}
+
+int block_open_with(struct block **out, struct loop *l, const char *path, const struct block_options *o,
+		    struct error *e)
+{
+	struct block *b = calloc(1, sizeof(*b));
+	struct opening op = { b, path, o, e };
+	int ret;
+
+	if (!b)
+		return error_errno(e, ENOMEM, NULL, "open disk '%s'", path);
+	b->waiting_tail = &b->waiting;
+	ret = env_for(b, l, o, e);
+	if (!ret)
+		ret = block_do(b->env, open_main, &op);
+	if (ret) {
+		env_put(b->env);
+		free(b);
+		return ret;
+	}
+	*out = b;
+	return 0;
+}
+
+int block_open(struct block **out, struct loop *l, const char *path, const char *format, unsigned flags,
+	       struct error *e)
+{
+	return block_open_with(out, l, path, &(struct block_options){ .format = format, .flags = flags }, e);
+}
+
+/* --- close --- */
+
+static int close_main(void *opaque)
+{
+	struct block *b = opaque;
+
+	while (b->in_flight)	/* a completion may submit more */
+		block_co_idle(b);
+	ASSERT(!b->waiting && !b->held && !b->plugged);
+	return node_co_close(b->root);
+}
+
+int block_close(struct block *b)
+{
+	int ret;
+
+	if (!b)
+		return 0;
+	ret = block_do(b->env, close_main, b);
+	while (b->idle) {
+		struct request *r = b->idle;
+
+		b->idle = r->next;
+		free(r);
+	}
+	env_put(b->env);
+	free(b);
+	return ret;
+}
+
+/* --- create --- */
+
+struct creation {
+	struct block_env *env;
+	const char *path;
+	const struct driver *driver;
+	const struct block_create *c;
+	struct error *e;
+};
+
+static int create_main(void *opaque)
+{
+	struct creation *cr = opaque;
+	const struct block_options o = { 0 };
+	const struct node_open how = { .o = &o, .path = cr->path };
+	struct node *file;
+	int ret = node_co_open_protocol(&file, cr->env, cr->path, &how, cr->e), close_ret;
+
+	if (ret)
+		return ret;
+	ret = cr->driver->co_create(file, cr->c, cr->e);
+	if (!ret) {
+		ret = node_co_flush(file);
+		if (ret)
+			error_errno(cr->e, -ret, "check the host's disk", "create disk '%s'", cr->path);
+	}
+	close_ret = node_co_close(file);
+	return ret ? ret : close_ret;
+}
+
+static int creatable(const struct driver **out, const char *path, const char *format, const struct block_create *c,
+		     struct error *e)
+{
+	char what[192];
+
+	snprintf(what, sizeof(what), "create disk '%.150s'", path);
+	*out = driver_find(format);
+	if (!*out || !(*out)->co_create)
+		return error_set(e, EINVAL, "use raw or qcow2", what, "format '%s' cannot be created", format);
+	if (c->size_bytes % SECTOR)
+		return error_set(e, EINVAL, "round it up", what, "its size is not a multiple of 512");
+	if (c->size_bytes > INT64_MAX)
+		return error_set(e, EFBIG, NULL, what, "it is too large");
+	return 0;
+}
+
+int block_create(struct loop *l, const char *path, const char *format, const struct block_create *c, struct error *e)
+{
+	struct creation cr = { .path = path, .c = c, .e = e };
+	int ret = creatable(&cr.driver, path, format, c, e);
+
+	if (ret)
+		return ret;
+	cr.env = env_new(l, false, e);
+	if (!cr.env)
+		return -ENOMEM;
+	ret = file_driver.co_make(path, c->overwrite, e);
+	if (!ret) {
+		ret = block_do(cr.env, create_main, &cr);
+		if (ret)
+			unlink(path);
+	}
+	env_put(cr.env);
+	return ret;
+}
