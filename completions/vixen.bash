@@ -5,6 +5,11 @@ _vixen_images()
 	vixen image list --format json 2>/dev/null | sed -n 's/.*"name": *"\([^"]*\)".*/\1/p'
 }
 
+_vixen_vms()
+{
+	vixen list --format json 2>/dev/null | sed -n 's/.*"name": *"\([^"]*\)".*/\1/p'
+}
+
 _vixen_run()
 {
 	case $prev in
@@ -47,7 +52,7 @@ _vixen()
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
 	COMPREPLY=()
 	if [ "$COMP_CWORD" = 1 ]; then
-		COMPREPLY=($(compgen -W 'run image doctor help version --help' -- "$cur"))
+		COMPREPLY=($(compgen -W 'run list status stop pause resume image doctor help version --help' -- "$cur"))
 		return
 	fi
 	case ${COMP_WORDS[1]} in
@@ -55,7 +60,13 @@ _vixen()
 	image) _vixen_image ;;
 	doctor) [ "$prev" = --format ] && COMPREPLY=($(compgen -W 'table json' -- "$cur")) ||
 		COMPREPLY=($(compgen -W '--format --help' -- "$cur")) ;;
-	help) COMPREPLY=($(compgen -W 'run image doctor version' -- "$cur")) ;;
+	list) [ "$prev" = --format ] && COMPREPLY=($(compgen -W 'table json' -- "$cur")) ||
+		COMPREPLY=($(compgen -W '--format --help' -- "$cur")) ;;
+	status) [ "$prev" = --format ] && COMPREPLY=($(compgen -W 'table json' -- "$cur")) ||
+		COMPREPLY=($(compgen -W "--format --help $(_vixen_vms)" -- "$cur")) ;;
+	stop) [ "$prev" = --timeout ] || COMPREPLY=($(compgen -W "--now --timeout --help $(_vixen_vms)" -- "$cur")) ;;
+	pause | resume) COMPREPLY=($(compgen -W "--help $(_vixen_vms)" -- "$cur")) ;;
+	help) COMPREPLY=($(compgen -W 'run list status stop pause resume image doctor version' -- "$cur")) ;;
 	esac
 }
 complete -o filenames -F _vixen vixen

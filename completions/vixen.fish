@@ -1,5 +1,5 @@
 # Completion of vixen for fish.
-complete -c vixen -n __fish_use_subcommand -f -a 'run\t"start a virtual machine" image\t"guest images" doctor\t"what this host offers" help version'
+complete -c vixen -n __fish_use_subcommand -f -a 'run\t"start a virtual machine" list\t"machines that run" status\t"describe one" stop\t"shut one down" pause\t"stop its CPUs" resume\t"let them go on" image\t"guest images" doctor\t"what this host offers" help version'
 complete -c vixen -l help -d 'Explain'
 
 set -l run '__fish_seen_subcommand_from run'
@@ -30,4 +30,7 @@ complete -c vixen -n $build -x -l size -d 'Size of the disk'
 complete -c vixen -n $build -x -l include -d 'More packages'
 complete -c vixen -n $build -x -l mirror -d 'Where packages come from'
 complete -c vixen -n $build -f -l force -d 'Build again'
-complete -c vixen -n '__fish_seen_subcommand_from list doctor' -x -l format -a 'table json' -d Output
+complete -c vixen -n '__fish_seen_subcommand_from list status doctor' -x -l format -a 'table json' -d Output
+complete -c vixen -n '__fish_seen_subcommand_from status stop pause resume' -f -a "(vixen list 2>/dev/null | tail -n +2 | string replace -r ' .*' '')"
+complete -c vixen -n '__fish_seen_subcommand_from stop' -f -l now -d 'Do not ask the guest'
+complete -c vixen -n '__fish_seen_subcommand_from stop' -x -l timeout -d 'How long it may take'

@@ -3,8 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "cli/catalog.h"
 #include "cli/options.h"
+#include "cli/runtime.h"
 #include "cli/verb.h"
 #include "cli/vmm_process.h"
 #include "vmm/vm_config.h"
@@ -35,7 +37,12 @@ static bool one_of(const char *option, const char *value, const char *const *nam
 	return usage_error("run", "--%s '%s' is not known (%s)", option, value, list);
 }
 
-static bool set_name(void *r, const char *v) { ((struct run *)r)->c.name = v; return true; }
+static bool set_name(void *r, const char *v)
+{
+	((struct run *)r)->c.name = v;
+	return runtime_name_valid(v) ||
+	       usage_error("run", "--name '%s' is not 1 to %d letters, digits, '.', '_' or '-'", v, RUNTIME_NAME_MAX);
+}
 static bool set_kernel(void *r, const char *v) { ((struct run *)r)->c.kernel = v; return true; }
 static bool set_initrd(void *r, const char *v) { ((struct run *)r)->c.initrd = v; return true; }
 static bool set_append(void *r, const char *v) { ((struct run *)r)->append = v; return true; }
@@ -253,8 +260,6 @@ static int image_apply(struct run *r, struct error *e)
 	memmove(r->c.disk + 1, r->c.disk, r->c.ndisks * sizeof *r->c.disk);
 	r->c.disk[0] = (struct vm_disk){ .path = r->catalog.disk };
 	r->c.ndisks++;
-	if (!r->c.name)
-		r->c.name = r->catalog.name;
 	if (!r->c.kernel && r->catalog.kernel[0]) {
 		r->c.kernel = r->catalog.kernel;
 		if (!r->c.initrd && r->catalog.initrd[0])
@@ -276,16 +281,35 @@ static void append_apply(struct run *r)
 	r->c.append = r->append_text;
 }
 
+/* A VM that nobody named runs also where there is no place for its socket. */
+static int name_apply(struct run *r, struct runtime *rt, struct error *e)
+{
+	const char *slash = r->c.kernel ? strrchr(r->c.kernel, '/') : NULL;
+	const char *hint = r->image ? r->catalog.name : slash ? slash + 1 : r->c.kernel;
+	int ret = runtime_claim(rt, r->c.name, hint, e);
+
+	if (ret && !r->c.name) {
+		log_warn("vixen list will not show this VM: %s", e->why);
+		return 0;
+	}
+	r->c.name = rt->name;
+	return ret;
+}
+
 static int run_start(struct run *r)
 {
 	struct error e = { 0 };
+	struct runtime rt = { .lock = -1, .listen = -1 };
 	int code = r->image ? image_apply(r, &e) : 0;
+	if (!code)
+		code = name_apply(r, &rt, &e);
 	if (!code) {
 		append_apply(r);
 		if (!r->nets_given)
 			r->c.nnets = 1;
-		code = vmm_run(&r->c, &e);
+		code = vmm_run(&r->c, rt.listen, &e);
 	}
+	runtime_release(&rt);
 	if (code < 0) {
 		error_print(&e);
 		code = EXIT_FAILED;

@@ -9,6 +9,11 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 /* name, summary; the function is verb_NAME(argc, argv) with argv[0] the verb, and returns an exit code. */
 #define CLI_VERBS(V) \
 	V(run,     "start a virtual machine on this terminal") \
+	V(list,    "list the virtual machines that run") \
+	V(status,  "describe one that runs") \
+	V(stop,    "shut one down") \
+	V(pause,   "stop its CPUs where they are") \
+	V(resume,  "let them go on") \
 	V(image,   "build and list guest images") \
 	V(doctor,  "say what this host offers, and what to do about it") \
 	V(help,    "explain vixen, or a verb") \

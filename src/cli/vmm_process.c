@@ -211,10 +211,10 @@ static int config_file(const struct vm_config *c, struct error *e)
 }
 
 /* In the child: its own process group, so that the terminal's signals come to the parent alone. */
-_Noreturn static void vmm_exec(const char *path, int config, int console, pid_t parent)
+_Noreturn static void vmm_exec(const char *path, int config, int console, int control, pid_t parent)
 {
-	char config_text[16], console_text[16], name[] = "vixen-vmm";
-	char *argv[] = { name, config_text, console_text, NULL };
+	char config_text[16], console_text[16], control_text[16], name[] = "vixen-vmm";
+	char *argv[] = { name, config_text, console_text, control_text, NULL };
 	sigset_t none;
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	if (getppid() != parent)
@@ -224,6 +224,7 @@ _Noreturn static void vmm_exec(const char *path, int config, int console, pid_t 
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	snprintf(config_text, sizeof config_text, "%d", config);
 	snprintf(console_text, sizeof console_text, "%d", console);
+	snprintf(control_text, sizeof control_text, "%d", control);
 	int null = open("/dev/null", O_RDWR);
 	if (null >= 0) {
 		dup2(null, STDIN_FILENO);
@@ -231,6 +232,8 @@ _Noreturn static void vmm_exec(const char *path, int config, int console, pid_t 
 	}
 	fcntl(config, F_SETFD, 0);
 	fcntl(console, F_SETFD, 0);
+	if (control >= 0)
+		fcntl(control, F_SETFD, 0);
 	execv(path, argv);
 	fprintf(stderr, "vixen: start '%s' failed: %s; install vixen again, whole\n", path, strerror(errno));
 	_exit(EXIT_FAILED);
@@ -264,7 +267,7 @@ static int exit_status(const struct relay *r)
 	return VM_EXIT_FAILED;
 }
 
-int vmm_run(const struct vm_config *c, struct error *e)
+int vmm_run(const struct vm_config *c, int control, struct error *e)
 {
 	char path[PATH_MAX];
 	struct relay r = { 0 };
@@ -281,7 +284,7 @@ int vmm_run(const struct vm_config *c, struct error *e)
 	if (r.pid < 0)
 		return error_errno(e, errno, "raise the limit on processes", "start the VM");
 	if (!r.pid)
-		vmm_exec(path, config, pair[1], self);
+		vmm_exec(path, config, pair[1], control, self);
 	close(pair[1]);
 	close(config);
 	r.console = pair[0];

@@ -12,7 +12,7 @@
 
 struct vm_config;
 
-/* Runs the VM to its end. Returns the exit code of `vixen run`; -errno with e when it could not be started. */
-int vmm_run(const struct vm_config *c, struct error *e);
+/* Runs the VM to its end. control: its listening control socket, or -1; stays the caller's. Returns the exit code of `vixen run`; -errno with e when it could not be started. */
+int vmm_run(const struct vm_config *c, int control, struct error *e);
 
 #endif

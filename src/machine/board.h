@@ -52,6 +52,9 @@ int board_boot(struct board *b, const struct boot_files *f, struct error *e);
 /* Starts the vCPU threads and runs the loop until the guest ends or board_stop(). e: for BOARD_FAILED. */
 enum board_end board_run(struct board *b, struct error *e);
 void board_stop(struct board *b);		/* any thread, async-signal-safe */
+/* Stops the vCPUs where they are, soon, or lets them go on; timers and the guest's clock run meanwhile. Before or inside
+ * board_run(), on the I/O thread. */
+void board_pause(struct board *b, bool on);
 void board_power_button(struct board *b);	/* asks the guest to shut down; any thread */
 size_t board_console_input(struct board *b, const uint8_t *bytes, size_t n);
 

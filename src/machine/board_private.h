@@ -52,6 +52,10 @@ struct board {
 	unsigned disks, nics;
 
 	struct cpu_thread cpu[BOARD_VCPUS_MAX];
+	/* A paused vCPU waits in pause_gate() for pause_cond; pause_lock covers changes of paused and stopping. */
+	atomic_bool paused;
+	pthread_mutex_t pause_lock;
+	pthread_cond_t pause_cond;
 	atomic_bool stopping;
 	atomic_int end;			/* enum board_end, once stopping */
 	pthread_mutex_t error_lock;

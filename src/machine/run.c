@@ -7,6 +7,8 @@
  *    ^  SIPI clears wait        |
  *    +------- INIT -------------+---- SHUTDOWN, FAILED ----> board_finish
  *
+ * A pause closes a gate before each turn.
+ *
  * No wake-up is lost: `wake` is cleared before engine->run(), which itself looks for pending interrupts, and a
  * sender makes the interrupt pending before it sets `wake`.
  */
@@ -38,12 +40,40 @@ void cpu_news(struct cpu_thread *c)
 		c->board->config.engine->kick(c->vcpu);
 }
 
+/* --- pausing --- */
+
+static void pause_gate(struct board *b)
+{
+	pthread_mutex_lock(&b->pause_lock);
+	while (atomic_load(&b->paused) && !atomic_load(&b->stopping))
+		pthread_cond_wait(&b->pause_cond, &b->pause_lock);
+	pthread_mutex_unlock(&b->pause_lock);
+}
+
+static void pause_changed(struct board *b)
+{
+	pthread_mutex_lock(&b->pause_lock);
+	pthread_cond_broadcast(&b->pause_cond);
+	pthread_mutex_unlock(&b->pause_lock);
+}
+
+void board_pause(struct board *b, bool on)
+{
+	atomic_store(&b->paused, on);
+	pause_changed(b);
+	for (unsigned i = 0; on && i < b->config.vcpus; i++)
+		cpu_news(&b->cpu[i]);
+}
+
+/* --- the end --- */
+
 void board_finish(struct board *b, enum board_end end)
 {
 	bool was = false;
 	if (!atomic_compare_exchange_strong(&b->stopping, &was, true))
 		return;
 	atomic_store(&b->end, end);
+	pause_changed(b);
 	for (unsigned i = 0; i < b->config.vcpus; i++)
 		cpu_news(&b->cpu[i]);
 	loop_stop(b->loop);
@@ -120,6 +150,8 @@ static void *cpu_main(void *opaque)
 	bool waiting = waits_for_sipi(c);
 	while (!atomic_load(&b->stopping)) {
 		uint8_t vector;
+		if (atomic_load(&b->paused))
+			pause_gate(b);
 		uint32_t events = collect_events(c, &vector);
 		if (events) {
 			take_events(c, events, vector);

@@ -1,7 +1,9 @@
 /*
- * vixen-vmm: the process of one VM.  Started by vixen with two inherited file descriptors:
+ * vixen-vmm: the process of one VM.  Started by vixen with three inherited file descriptors:
  *
- *   vixen-vmm CONFIG-FD CONSOLE-FD	CONFIG-FD: JSON (vmm/vm_config.h); CONSOLE-FD: a stream socket, or -1
+ *   vixen-vmm CONFIG-FD CONSOLE-FD CONTROL-FD
+ *
+ * CONFIG-FD: JSON (vmm/vm_config.h); CONSOLE-FD: a stream socket, or -1; CONTROL-FD: a listening socket, or -1.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -34,12 +36,12 @@ int main(int argc, char **argv)
 	struct error e = { 0 };
 	struct vm_config c = { 0 };
 	struct vm *vm = NULL;
-	if (argc != 3) {
-		fprintf(stderr, "vixen: start vixen-vmm failed: it takes two file descriptors; use vixen run\n");
+	if (argc != 4) {
+		fprintf(stderr, "vixen: start vixen-vmm failed: it takes three file descriptors; use vixen run\n");
 		return VM_EXIT_USAGE;
 	}
 	int code = VM_EXIT_FAILED;
-	if (!config_read(&c, atoi(argv[1]), &e) && !vm_new(&vm, &c, atoi(argv[2]), &e))
+	if (!config_read(&c, atoi(argv[1]), &e) && !vm_new(&vm, &c, atoi(argv[2]), atoi(argv[3]), &e))
 		code = vm_run(vm, &e);
 	if (code == VM_EXIT_FAILED || code == VM_EXIT_CRASHED)
 		error_print(&e);

@@ -13,21 +13,17 @@
 #include "host/sandbox.h"
 #include "machine/board.h"
 #include "vmm/console.h"
+#include "vmm/control.h"
 #include "vmm/engine_choice.h"
 #include "vmm/signals.h"
+#include "vmm/vm_private.h"
 
-struct vm {
-	const struct vm_config *config;
-	const struct engine_ops *engine;
-	struct loop *loop;
-	struct block *disk[VM_DISKS_MAX];
-	struct console *console;
-	int console_file, signals;
-	struct loop_fd *signal_watch;
-	struct board *board;
-	bool interrupted;
-	unsigned flushes;	/* under way */
-};
+void vm_interrupt(struct vm *vm)
+{
+	vm->interrupted = true;
+	if (vm->board)
+		board_stop(vm->board);
+}
 
 static void on_signal(void *opaque, uint32_t events)
 {
@@ -38,11 +34,7 @@ static void on_signal(void *opaque, uint32_t events)
 		if (vm->board)
 			board_power_button(vm->board);
 		break;
-	case SIGNAL_STOP:
-		vm->interrupted = true;
-		if (vm->board)
-			board_stop(vm->board);
-		break;
+	case SIGNAL_STOP: vm_interrupt(vm); break;
 	}
 }
 
@@ -141,7 +133,7 @@ static void disks_flush(struct vm *vm)
 		;
 }
 
-int vm_new(struct vm **out, const struct vm_config *c, int console_fd, struct error *e)
+int vm_new(struct vm **out, const struct vm_config *c, int console_fd, int control_fd, struct error *e)
 {
 	struct vm *vm = calloc(1, sizeof *vm);
 	int ret;
@@ -156,8 +148,10 @@ int vm_new(struct vm **out, const struct vm_config *c, int console_fd, struct er
 	const char *engine = c->interpret_only && !strcmp(c->engine, "auto") ? "soft" : c->engine;
 	if ((ret = engine_choose(&vm->engine, engine, e)) || (ret = signals_init(vm, e)) ||
 	    (ret = console_init(vm, console_fd, e)) || (ret = disks_open(vm, e)) || (ret = board_build(vm, e)) ||
+	    (control_fd >= 0 && (ret = control_new(&vm->control, vm->loop, control_fd, vm, e))) ||
 	    (ret = confine(vm, e)))
 		goto fail;
+	vm->start_ns = clock_now_ns();
 	*out = vm;
 	return 0;
 fail:
@@ -195,6 +189,7 @@ int vm_run(struct vm *vm, struct error *e)
 		vm->board = NULL;
 		if ((ret = board_build(vm, e)))
 			break;
+		board_pause(vm->board, vm->paused);
 	}
 	disks_flush(vm);
 	console_drain(vm->console);
@@ -205,6 +200,7 @@ void vm_free(struct vm *vm)
 {
 	if (!vm)
 		return;
+	control_free(vm->control);
 	board_free(vm->board);
 	for (unsigned i = 0; i < VM_DISKS_MAX; i++)
 		block_close(vm->disk[i]);

@@ -1,0 +1,119 @@
+#include "cli/control_client.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "cli/runtime.h"
+#include "host/loop.h"
+
+/* An answer may have any length up to what the VM lets lie unread. */
+#define ANSWER_MAX (256u << 10)
+
+static int send_all(int fd, const char *p, size_t n, struct error *e)
+{
+	while (n) {
+		ssize_t done = send(fd, p, n, MSG_NOSIGNAL);
+		if (done < 0 && errno == EINTR)
+			continue;
+		if (done < 0)
+			return error_errno(e, errno, "see vixen list whether it still runs", "ask the VM");
+		p += done;
+		n -= (size_t)done;
+	}
+	return 0;
+}
+
+/* One line, without its newline, into buf; what follows it stays behind it. */
+static int line_read(int fd, char *buf, size_t *have, size_t *line, struct error *e)
+{
+	char *end;
+
+	while (!(end = memchr(buf, '\n', *have))) {
+		ssize_t n = *have < ANSWER_MAX ? recv(fd, buf + *have, ANSWER_MAX - *have, 0) : 0;
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return error_errno(e, errno, "see vixen list whether it still runs", "hear from the VM");
+		if (!n)
+			return error_set(e, ECONNRESET, "see vixen list whether it still runs", "hear from the VM",
+					 "it ended, or closed the connection");
+		*have += (size_t)n;
+	}
+	*line = (size_t)(end - buf);
+	return 0;
+}
+
+static int answers_read(int fd, char *buf, control_progress_fn *progress, void *opaque, json_t **result,
+			struct error *e)
+{
+	struct control_answer a = { 0 };
+	size_t have = 0, line = 0;
+
+	for (;;) {
+		int ret = line_read(fd, buf, &have, &line, e);
+		if (!ret)
+			ret = control_answer_decode(&a, buf, line, e);
+		if (ret)
+			return ret;
+		if (a.result || a.err)
+			break;
+		if (progress)
+			progress(opaque, a.done, a.total);
+		have -= line + 1;
+		memmove(buf, buf + line + 1, have);
+	}
+	if (a.err) {
+		if (e)
+			*e = a.error;
+		return -a.err;
+	}
+	if (result)
+		*result = json_incref(a.result);
+	control_answer_fini(&a);
+	return 0;
+}
+
+int control_ask(const char *name, enum control_verb verb, json_t *arguments, control_progress_fn *progress,
+		void *opaque, json_t **result, struct error *e)
+{
+	char *line = control_request_encode(1, verb, arguments), *buf = malloc(ANSWER_MAX);
+	int fd = -1, ret = line && buf ? 0 : error_set(e, ENOMEM, NULL, "ask the VM", "out of memory");
+
+	if (!ret) {
+		fd = runtime_connect(name, e);
+		ret = fd < 0 ? fd : send_all(fd, line, strlen(line), e);
+	}
+	if (!ret)
+		ret = answers_read(fd, buf, progress, opaque, result, e);
+	if (fd >= 0)
+		close(fd);
+	free(line);
+	free(buf);
+	return ret;
+}
+
+bool control_wait_end(const char *name, unsigned timeout_s)
+{
+	uint64_t deadline = clock_now_ns() + timeout_s * 1000000000ull;
+	int fd = runtime_connect(name, NULL);
+	char byte;
+
+	if (fd < 0)
+		return true;
+	for (;;) {
+		uint64_t now = clock_now_ns();
+		struct pollfd p = { .fd = fd, .events = POLLIN };
+		if (now >= deadline)
+			break;
+		if (poll(&p, 1, (int)((deadline - now) / 1000000) + 1) > 0 && recv(fd, &byte, 1, 0) == 0) {
+			close(fd);
+			return true;
+		}
+	}
+	close(fd);
+	return false;
+}

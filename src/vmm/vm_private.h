@@ -1,0 +1,26 @@
+/* Inside of struct vm: its life (vm.c), and what the control socket reaches (control_verbs.c). */
+#ifndef VIXEN_VMM_VM_PRIVATE_H
+#define VIXEN_VMM_VM_PRIVATE_H
+
+#include "vmm/vm.h"
+#include "vmm/vm_config.h"
+
+struct vm {
+	const struct vm_config *config;
+	const struct engine_ops *engine;
+	struct loop *loop;
+	struct block *disk[VM_DISKS_MAX];
+	struct console *console;
+	int console_file, signals;
+	struct loop_fd *signal_watch;
+	struct control *control;	/* NULL: none */
+	struct board *board;
+	uint64_t start_ns;
+	bool interrupted, paused;
+	unsigned flushes;	/* under way */
+};
+
+/* Ends the VM as a signal does: 130, disks flushed. */
+void vm_interrupt(struct vm *vm);
+
+#endif
