@@ -22,7 +22,7 @@ _vixen_run()
 	--name | --cpus | --memory | --append) ;;
 	*) case $cur in
 	   -*) COMPREPLY=($(compgen -W '--name --engine --cpu --cpus --memory --kernel --initrd --append --firmware --disk
-		--cdrom --net --console --no-reboot --interpret --help' -- "$cur")) ;;
+		--cdrom --net --console --no-reboot --counters --interpret --help' -- "$cur")) ;;
 	   *) COMPREPLY=($(compgen -W "$(_vixen_images)" -- "$cur") $(compgen -f -- "$cur")) ;;
 	   esac ;;
 	esac

@@ -50,6 +50,8 @@ static bool set_cdrom(void *r, const char *v) { ((struct run *)r)->cdrom = v; re
 static bool set_no_reboot(void *r, const char *v) { (void)v; return ((struct run *)r)->c.no_reboot = true; }
 static bool set_interpret(void *r, const char *v) { (void)v; return ((struct run *)r)->c.interpret_only = true; }
 
+static bool set_counters(void *r, const char *v) { (void)v; return ((struct run *)r)->c.counters = true; }
+
 static bool set_engine(void *opaque, const char *v)
 {
 	static const char *const names[] = { "auto", "soft", "kvm", NULL };
@@ -233,6 +235,7 @@ static const struct option_row options[] = {
 	{ "net", "user[,forward=HOST:GUEST]...|none", "a network card on NAT, with port forwards (default user)", set_net },
 	{ "console", "stdio|none|file:PATH", "where the first serial port goes (default stdio)", set_console },
 	{ "no-reboot", NULL, "end, with exit code 0, when the guest resets", set_no_reboot },
+	{ "counters", NULL, "soft engine: say at the end what each CPU did", set_counters },
 	{ "interpret", NULL, "soft engine: interpret only, for tests", set_interpret },
 	{ 0 },
 };

@@ -48,7 +48,7 @@ struct engine_config {
 	const struct cpu_model *model;
 	unsigned vcpus;
 	uint64_t tsc_hz;	/* guest TSC frequency */
-	bool trace;
+	bool counters;		/* soft: print what each vCPU did when it is destroyed */
 	bool interpret_only;	/* soft: no translator (tests) */
 };
 

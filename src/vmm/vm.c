@@ -78,8 +78,8 @@ static int board_build(struct vm *vm, struct error *e)
 	const struct vm_config *c = vm->config;
 	const struct board_config bc = {
 		.engine = vm->engine, .cpu_model = c->cpu_model, .vcpus = c->cpus, .ram_bytes = c->memory_bytes,
-		.interpret_only = c->interpret_only, .console_write = console_write, .console_room = console_room,
-		.console_opaque = vm->console,
+		.interpret_only = c->interpret_only, .counters = c->counters,
+		.console_write = console_write, .console_room = console_room, .console_opaque = vm->console,
 	};
 	const struct boot_files files = { c->kernel, c->initrd, c->append ? c->append : "" };
 	int ret = board_new(&vm->board, vm->loop, &bc, e);

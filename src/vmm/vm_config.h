@@ -40,7 +40,7 @@ struct vm_config {
 	enum vm_console console;
 	unsigned cpus;
 	uint64_t memory_bytes;
-	bool no_reboot, interpret_only;
+	bool no_reboot, interpret_only, counters;
 	unsigned ndisks, nnets;
 	struct vm_disk disk[VM_DISKS_MAX];
 	struct vm_net net[VM_NETS_MAX];

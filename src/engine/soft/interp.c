@@ -287,7 +287,7 @@ static struct block *block_find(struct vcpu *v)
 INLINE void run_insn(struct vcpu *v, const struct decoded *d)
 {
 	d->fn(v, &d->in);
-	v->insn_count++;
+	v->counters.op[d->in.op]++;
 	if (!(d->flags & OPF_RIP))
 		v->s.rip += d->len;
 }

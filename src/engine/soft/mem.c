@@ -82,6 +82,7 @@ static void tlb_install(struct vcpu *v, enum tlb_mode mode, uint64_t va, const s
 
 	if (interp_of(v)->data_bps && debug_page_watched(v, va))
 		return;
+	v->counters.fills++;
 	t->tag_read = page;
 	t->tag_write = tlb_invalid(tlb_index(va));
 	t->addend = (uint64_t)(uintptr_t)hva - page;
@@ -90,6 +91,7 @@ static void tlb_install(struct vcpu *v, enum tlb_mode mode, uint64_t va, const s
 		tlb_note_local(v, mode * TLB_ENTRIES + tlb_index(va));
 	if ((write || (r->writable && r->dirty)) && pi->rw_hva && page_writable_fast(v, pi->ram_page)) {
 		map_mark_dirty(v->en->map, pi->ram_page);
+		v->counters.fills_write++;
 		t->tag_write = page;
 	}
 }

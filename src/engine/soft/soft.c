@@ -127,6 +127,7 @@ bool vcpu_deliver_fault(struct vcpu *v)
 	ip->in_delivery = true;
 	ip->delivery_vector = vector;
 	/* Real mode pushes no error codes. */
+	v->counters.fault[vector & 31]++;
 	event_deliver(v, vector, EVENT_EXCEPTION, has_error && (v->s.cr0 & CR0_PE), error);
 	ip->in_delivery = false;
 	ip->db_pending = 0;
@@ -212,6 +213,7 @@ static void take_events(struct vcpu *v)
 	if (vector < 0)
 		return;
 	s->activity = ACTIVITY_RUNNING;
+	v->counters.interrupts++;
 	event_deliver(v, (uint8_t)vector, EVENT_INTERRUPT, false, 0);
 	ip->check_events = true;
 }
@@ -396,7 +398,7 @@ static int soft_create(struct engine **out, const struct engine_config *cfg, str
 	en = &eng->soft;
 	en->map = cfg->map;
 	en->model = cfg->model;
-	en->trace = cfg->trace;
+	en->counters = cfg->counters;
 	en->vcpu_total = cfg->vcpus ? cfg->vcpus : 1;
 	en->interpret_only = cfg->interpret_only;
 	en->tsc_hz = cfg->tsc_hz ? cfg->tsc_hz : 1000000000;
@@ -473,6 +475,8 @@ static int soft_vcpu_create(struct vcpu **out, struct engine *eng, const struct 
 
 static void soft_vcpu_destroy(struct vcpu *v)
 {
+	if (v->en->counters)
+		counters_print(v);
 	v->en->vcpu[v->w.index] = NULL;
 	translator_vcpu_fini(v);
 	interp_fini(v);

@@ -29,7 +29,7 @@ struct soft_engine {
 	const struct cpu_model *model;
 	struct vcpu *vcpu[SOFT_MAX_VCPUS];
 	unsigned vcpu_total;		/* as configured */
-	bool trace, interpret_only;
+	bool counters, interpret_only;
 	uint64_t tsc_hz, tsc_start_ns;
 	pthread_mutex_t split_lock;	/* LOCKed accesses that no single host instruction can do */
 	struct translator *translator;	/* NULL: interpret only */

@@ -88,10 +88,14 @@ bool tlb_walk(struct vcpu *v, unsigned kind, uint64_t va, bool write, struct mmu
 
 	if (walk_lookup(w, va_kind, pcid, write, out) || walk_lookup(w, va_kind, WALK_GLOBAL, write, out)) {
 		out->gpa |= va & ~GUEST_PAGE_MASK;
+		v->counters.walk_hits++;
 		return true;
 	}
-	if (!mmu_walk(&v->s, v->en->map, va, walk_access(kind, write), out, error))
+	v->counters.walks++;
+	if (!mmu_walk(&v->s, v->en->map, va, walk_access(kind, write), out, error)) {
+		v->counters.walk_faults++;
 		return false;
+	}
 	if (write)
 		out->writable = out->dirty = true;
 	if (out->page_shift > GUEST_PAGE_SHIFT)
@@ -139,6 +143,7 @@ static void drop_local(struct vcpu *v)
 	struct walk_cache *w = walks_of(v);
 	struct tlb_entry *t = &v->tlb[0][0];
 
+	v->counters.local_entries += w->list_count;
 	if (w->list_count > TLB_LIST)
 		for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++)
 			local_forget(&t[i], i);
@@ -156,6 +161,7 @@ void tlb_flush_all(struct vcpu *v)
 	struct walk_cache *w = walks_of(v);
 	struct tlb_entry *t = &v->tlb[0][0];
 
+	v->counters.flush_all++;
 	for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++) {
 		t[i].info = 0;
 		tlb_clear(&t[i], i);
@@ -174,6 +180,7 @@ void tlb_flush_non_global(struct vcpu *v)
 {
 	struct walk_cache *w = walks_of(v);
 
+	v->counters.flush_local++;
 	w->flushed_local = ++w->clock;
 	drop_local(v);
 }
@@ -182,6 +189,8 @@ void tlb_switch(struct vcpu *v, bool keep)
 {
 	struct walk_cache *w = walks_of(v);
 
+	v->counters.switches++;
+	v->counters.switches_kept += keep;
 	if (!keep)
 		w->flushed[current_pcid(v)] = ++w->clock;
 	drop_local(v);
@@ -192,6 +201,7 @@ void tlb_flush_page(struct vcpu *v, uint64_t gva)
 	struct interp *ip = interp_of(v);
 	struct walk_cache *w = walks_of(v);
 
+	v->counters.flush_page++;
 	if (large_met(w, gva)) {
 		tlb_flush_all(v);
 		return;

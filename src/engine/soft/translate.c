@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "engine/soft/mem.h"
 
 #define HWCAP2_FSGSBASE_BIT 2ul
@@ -98,6 +99,21 @@ static void gs_set(struct vcpu *v)
 		__asm__ volatile("wrgsbase %0" :: "r"(v));
 	else
 		syscall(SYS_arch_prctl, ARCH_SET_GS_CODE, v);
+}
+
+void translate_counters(const struct vcpu *v)
+{
+	static const char *const names[TEXIT_COUNT] = {
+		[TEXIT_MISS] = "TLB miss", [TEXIT_STEP] = "step", [TEXIT_CHAIN] = "link", [TEXIT_LOOKUP] = "look-up",
+		[TEXIT_POLL] = "poll", [TEXIT_FPU] = "FPU", [TEXIT_TSC] = "TSC",
+	};
+	const struct trans_vcpu *t = v->trans;
+
+	if (!t)
+		return;
+	log_warn("cpu %u: blocks translated      %12llu", v->w.index, (unsigned long long)t->count_blocks);
+	for (unsigned i = 1; i < TEXIT_COUNT; i++)
+		log_warn("cpu %u: exit: %-16s %12llu", v->w.index, names[i], (unsigned long long)t->count_exit[i]);
 }
 
 /* --- modes --- */

@@ -22,6 +22,9 @@ void translate_run(struct vcpu *v);
 /* Can the current mode be translated at all? If not, the run loop interprets. */
 bool translate_usable(struct vcpu *v);
 
+/* Prints what was counted. Any thread, vCPU stopped. */
+void translate_counters(const struct vcpu *v);
+
 /* Some RAM page's code went stale. Any thread. */
 void translate_invalidate(struct soft_engine *en, uint32_t ram_page, uint64_t lines);
 

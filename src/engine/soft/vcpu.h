@@ -19,6 +19,7 @@
 #include "cpu/insn.h"
 #include "cpu/state.h"
 #include "engine/engine.h"
+#include "engine/soft/counters.h"
 #include "memory/map.h"
 
 /* One entry maps one 4 KiB linear page. An access of n bytes at va hits when (va - tag) <= 4096 - n
@@ -79,7 +80,7 @@ struct vcpu {
 	struct { uint8_t vector; bool has_error; uint32_t error; uint64_t cr2; } fault;
 	void *interp;			/* interpreter's private part (decoded-instruction cache) */
 	void *trans;			/* translator's private part */
-	uint64_t insn_count;
+	struct counters counters;
 };
 
 _Noreturn void vcpu_raise(struct vcpu *v, uint8_t vector);
