@@ -105,11 +105,13 @@ INLINE void outs_one(struct vcpu *v, const struct insn *in)
 	step_si(v, in, &r, 1);
 }
 
-/* How many whole elements from linear address `va` upward lie in its page, at most `count`. */
-INLINE uint64_t run_length(uint64_t va, unsigned size, uint64_t count)
+/* How many whole elements from the one at `va` in the direction of the step lie in its page, at most `count`. */
+INLINE uint64_t run_length(uint64_t va, const struct string_regs *r, uint64_t count)
 {
-	uint64_t room = (GUEST_PAGE_SIZE - (va & ~GUEST_PAGE_MASK)) / size;
+	uint64_t offset = va & ~GUEST_PAGE_MASK, room = (GUEST_PAGE_SIZE - offset) / r->size;
 
+	if (r->step < 0)
+		room = room ? offset / r->size + 1 : 0;
 	return room < count ? room : count;
 }
 
@@ -118,7 +120,7 @@ INLINE bool segment_plain(const struct x86_segment *sg) { return (sg->attr & 0x9
 
 INLINE bool bulk_usable(struct vcpu *v, const struct string_regs *r)
 {
-	if (r->step < 0 || interp_of(v)->slow || interp_of(v)->ac_check)
+	if (interp_of(v)->slow || interp_of(v)->ac_check)
 		return false;
 	if (v->insn_mode == INSN_64)
 		return r->mask == ~0ull;
@@ -126,11 +128,46 @@ INLINE bool bulk_usable(struct vcpu *v, const struct string_regs *r)
 	       r->si < 0xfffff000 && r->di < 0xfffff000;
 }
 
-/* Ascending elements in 64-bit mode or flat 32-bit segments whose pages the TLB knows: whole runs at once. Returns how many. */
+/* The lowest address of a run of n elements that starts at va. */
+INLINE uint64_t run_lowest(uint64_t va, const struct string_regs *r, uint64_t n)
+{
+	return r->step < 0 ? va - (n - 1) * r->size : va;
+}
+
+/* Host address of a run inside one page of RAM, at its lowest address. Faults as its first element would; NULL: device,
+ * code. */
+static uint8_t *run_ptr(struct vcpu *v, unsigned seg, uint64_t va, const struct string_regs *r, uint64_t n, bool write)
+{
+	uint64_t lowest = run_lowest(va, r, n);
+	unsigned bytes = (unsigned)(n * r->size);
+	uint8_t *p = mem_bulk_ptr(v, seg, lowest, bytes, write);
+
+	if (p || !va_canonical(v, va) || !mem_fill(v, va, write))
+		return p;
+	return mem_bulk_ptr(v, seg, lowest, bytes, write);
+}
+
+/* Both run in the same direction; they may overlap. */
+static void run_copy(uint8_t *to, const uint8_t *from, const struct string_regs *r, uint64_t n)
+{
+	uint64_t bytes = n * r->size;
+	bool down = r->step < 0;
+
+	/* An overlap that replicates: element by element. */
+	if (down ? to < from && from < to + bytes : from < to && to < from + bytes)
+		for (uint64_t i = 0; i < n; i++) {
+			uint64_t at = (down ? n - 1 - i : i) * r->size;
+			hva_store(to + at, r->size, hva_load(from + at, r->size));
+		}
+	else
+		memmove(to, from, bytes);
+}
+
+/* Elements in 64-bit mode or flat 32-bit segments: whole runs at once. Returns how many. */
 static uint64_t movs_bulk(struct vcpu *v, const struct insn *in, uint64_t count)
 {
 	struct string_regs r;
-	uint64_t src, dst, n, bytes;
+	uint64_t src, dst, n;
 	uint8_t *from, *to;
 
 	str_begin(v, in, &r);
@@ -138,19 +175,14 @@ static uint64_t movs_bulk(struct vcpu *v, const struct insn *in, uint64_t count)
 		return 0;
 	src = mem_linear(v, r.seg, r.si, 1, false);
 	dst = mem_linear(v, SEG_ES, r.di, 1, true);
-	n = run_length(dst, r.size, run_length(src, r.size, count));
+	n = run_length(dst, &r, run_length(src, &r, count));
 	if (!n)
 		return 0;
-	bytes = n * r.size;
-	from = mem_bulk_ptr(v, r.seg, src, (unsigned)bytes, false);
-	to = mem_bulk_ptr(v, SEG_ES, dst, (unsigned)bytes, true);
-	if (!from || !to)
+	from = run_ptr(v, r.seg, src, &r, n, false);
+	to = from ? run_ptr(v, SEG_ES, dst, &r, n, true) : NULL;
+	if (!to)
 		return 0;
-	if (to > from && to < from + bytes)	/* overlap that replicates: element by element */
-		for (uint64_t i = 0; i < n; i++)
-			hva_store(to + i * r.size, r.size, hva_load(from + i * r.size, r.size));
-	else
-		memmove(to, from, bytes);
+	run_copy(to, from, &r, n);
 	step_si(v, in, &r, n);
 	step_di(v, in, &r, n);
 	return n;
@@ -166,10 +198,8 @@ static uint64_t stos_bulk(struct vcpu *v, const struct insn *in, uint64_t count)
 	if (!bulk_usable(v, &r))
 		return 0;
 	dst = mem_linear(v, SEG_ES, r.di, 1, true);
-	n = run_length(dst, r.size, count);
-	if (!n)
-		return 0;
-	to = mem_bulk_ptr(v, SEG_ES, dst, (unsigned)(n * r.size), true);
+	n = run_length(dst, &r, count);
+	to = n ? run_ptr(v, SEG_ES, dst, &r, n, true) : NULL;
 	if (!to)
 		return 0;
 	value = v->s.gpr[REG_RAX] & size_mask(r.size);
