@@ -61,11 +61,11 @@ static void update_syscall(struct vcpu *v)
 	unsigned in = (unsigned)(s->star >> 32) & 0xfffc, out = (unsigned)(s->star >> 48);
 
 	h->smap = !!(s->cr4 & CR4_SMAP);
-	h->fsgsbase = (s->cr4 & CR4_FSGSBASE) && !(s->cr4 & CR4_LA57);
+	h->fsgsbase = s->cr4 & CR4_FSGSBASE ? (s->cr4 & CR4_LA57 ? FSGSBASE_LA57 : FSGSBASE_LA48) : 0;
 	h->syscall_mode = 0;
-	if (!(s->efer & EFER_SCE) || !state_long(s) || (s->cr4 & CR4_LA57) || (h->smap && !(s->sfmask & FLAG_AC)))
+	if (!(s->efer & EFER_SCE) || !state_long(s) || (h->smap && !(s->sfmask & FLAG_AC)))
 		return;
-	h->syscall_mode = 1 + (h->smap ? TLB_KERNEL : TLB_KERNEL_AC);
+	h->syscall_mode = (h->smap ? TLB_KERNEL : TLB_KERNEL_AC) | (s->cr4 & CR4_LA57 ? SYSCALL_LA57 : 0);
 	h->syscall_cs = flat_rest(in, 0xa09b);
 	h->syscall_ss = flat_rest(in + 8, 0xc093);
 	h->sysret_cs = flat_rest((out + 16) | 3, 0xa0fb);

@@ -40,6 +40,17 @@ static void emit_segments(struct emitter *e, uint64_t cs, uint64_t ss)
 	emit_copy(e, ss, OFF_SEG_REST(SEG_SS));
 }
 
+/* Afterwards NE if reg is no canonical address. temp: T0 or T1. */
+static void emit_canonical_cmp(struct emitter *e, unsigned reg, unsigned temp, bool la57)
+{
+	unsigned bits = la57 ? 7 : 16;
+
+	emit_op_reg(e, true, 0x89, reg, temp);
+	e3(e, 0x49, 0xc1, 0xe0 | (temp & 7)), e1(e, bits);	/* shl temp, bits */
+	e3(e, 0x49, 0xc1, 0xf8 | (temp & 7)), e1(e, bits);	/* sar temp, bits */
+	emit_op_reg(e, true, 0x39, reg, temp);			/* cmp temp, reg */
+}
+
 /* The block's mode with another TLB mode; false: no jump cache for it. */
 static bool other_mode(struct block_build *b, unsigned tlb_mode, unsigned *mode)
 {
@@ -53,7 +64,7 @@ static enum insn_result syscall_translate(struct block_build *b, struct block_in
 	uint8_t ready = b->v->hot.syscall_mode;
 	unsigned mode;
 
-	if (!ready || !other_mode(b, ready - 1u, &mode))
+	if (!ready || !other_mode(b, ready & ~SYSCALL_LA57, &mode))
 		return INSN_STEP;
 	emit_flags_save(e);
 	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(syscall_mode)), ready);
@@ -66,7 +77,7 @@ static enum insn_result syscall_translate(struct block_build *b, struct block_in
 	e3(e, 0x41, 0x83, 0xce), e1(e, FLAG_FIXED);		/* or t0d, 2 */
 	emit_store(e, H_T0, hm_gs(OFF_S(rflags)));
 	emit_segments(e, OFF_HOT(syscall_cs), OFF_HOT(syscall_ss));
-	emit_store_imm8(e, hm_gs(offsetof(struct vcpu, tlb_mode)), ready - 1u);
+	emit_store_imm8(e, hm_gs(offsetof(struct vcpu, tlb_mode)), ready & ~SYSCALL_LA57);
 	emit_store(e, H_RAX, hm_gs(OFF_HOT(save_rax)));
 	emit_flags_load(e);
 	emit_load(e, H_RAX, hm_gs(OFF_HOT(save_rax)));
@@ -80,19 +91,17 @@ static enum insn_result syscall_translate(struct block_build *b, struct block_in
 static enum insn_result sysret_translate(struct block_build *b, struct block_insn *bi)
 {
 	struct emitter *e = &b->e;
+	uint8_t ready = b->v->hot.syscall_mode;
 	unsigned mode;
 
-	if (b->tlb_mode == TLB_USER || bi->in.opsize != 8 || !other_mode(b, TLB_USER, &mode))
+	if (!ready || b->tlb_mode == TLB_USER || bi->in.opsize != 8 || !other_mode(b, TLB_USER, &mode))
 		return INSN_STEP;
 	emit_flags_save(e);
-	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(syscall_mode)), 0);
-	step_if(b, bi, CC_E);
+	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(syscall_mode)), ready);
+	step_if(b, bi, CC_NE);
 	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(irq_hint)), 0);
 	step_if(b, bi, CC_NE);
-	emit_op_reg(e, true, 0x89, H_RCX, H_T0);
-	e3(e, 0x49, 0xc1, 0xe6), e1(e, 16);			/* shl t0, 16 */
-	e3(e, 0x49, 0xc1, 0xfe), e1(e, 16);			/* sar t0, 16 */
-	emit_op_reg(e, true, 0x39, H_RCX, H_T0);		/* cmp t0, rcx: canonical? */
+	emit_canonical_cmp(e, H_RCX, H_T0, ready & SYSCALL_LA57);
 	step_if(b, bi, CC_NE);
 	e3(e, 0x41, 0xf7, 0xc3), e_u32(e, FLAG_TF | FLAG_AC);	/* test r11d, .. */
 	step_if(b, bi, CC_NE);
@@ -205,12 +214,13 @@ static enum insn_result base_translate(struct block_build *b, struct block_insn 
 	struct emitter *e = &b->e;
 	const struct operand *o = &bi->in.ops[0];
 	unsigned h = host_reg_of(o->reg);
+	uint8_t ready = b->v->s.cr4 & CR4_LA57 ? FSGSBASE_LA57 : FSGSBASE_LA48;
 	bool wide = o->size == 8;
 
 	if (o->kind != OPK_GPR || bi->in.lock)
 		return INSN_STEP;
 	emit_flags_save(e);
-	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(fsgsbase)), 1);
+	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(fsgsbase)), ready);
 	step_if(b, bi, CC_NE);
 	if (h == H_NONE)
 		emit_load(e, H_T0, hm_gs(OFF_GPR(o->reg)));
@@ -219,10 +229,7 @@ static enum insn_result base_translate(struct block_build *b, struct block_insn 
 			emit_op_reg(e, wide, 0x89, h, H_T0);
 		else if (!wide)
 			emit_op_reg(e, false, 0x89, H_T0, H_T0);
-		emit_op_reg(e, true, 0x89, H_T0, H_T1);
-		e3(e, 0x49, 0xc1, 0xe7), e1(e, 16);		/* shl t1, 16 */
-		e3(e, 0x49, 0xc1, 0xff), e1(e, 16);		/* sar t1, 16 */
-		emit_op_reg(e, true, 0x39, H_T0, H_T1);		/* cmp t1, t0: canonical? */
+		emit_canonical_cmp(e, H_T0, H_T1, ready == FSGSBASE_LA57);
 		step_if(b, bi, CC_NE);
 		emit_store(e, H_T0, hm_gs(OFF_SEG(seg)));
 	} else {

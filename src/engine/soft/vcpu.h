@@ -47,6 +47,8 @@ enum { REQUEST_KICK = 1, REQUEST_FLUSH_TLB = 2, REQUEST_EXIT = 4, REQUEST_DROP_W
 
 /* What translated code reaches by constant offsets besides s and tlb (translate_private.h). */
 #define TRANSLATE_MODES 32
+enum { FSGSBASE_LA48 = 1, FSGSBASE_LA57 };
+#define SYSCALL_LA57 4u
 struct vcpu_hot {
 	uint64_t page;			/* linear address of the page the running block lies in */
 	uint64_t save_rax, save_flags, save_rcx, save_value;
@@ -59,8 +61,9 @@ struct vcpu_hot {
 	uint8_t fpu_live;		/* guest x87/SSE/AVX state is in the host registers */
 	uint8_t fpu_want;		/* load it on entry */
 	uint8_t smap;			/* CR4.SMAP */
-	uint8_t fsgsbase;		/* CR4.FSGSBASE, four-level canonical addresses */
-	uint8_t syscall_mode;		/* SYSCALL and SYSRET run as described here: 1 + the kernel's TLB mode; 0: they do not */
+	uint8_t fsgsbase;		/* FSGSBASE_*; 0: CR4.FSGSBASE is clear */
+	uint8_t syscall_mode;		/* SYSCALL and SYSRET run as described here: the kernel's TLB mode, never 0, with
+					 * SYSCALL_LA57 or not; 0: they do not */
 	uint64_t syscall_cs, syscall_ss, sysret_cs, sysret_ss;	/* limit, selector, attributes */
 	uint8_t segment_flat[2];	/* 32-bit code may use FS, GS as base + offset modulo 4 GiB */
 	uint8_t irq_hint;		/* a kick came since interrupts were last looked at with IF set */
