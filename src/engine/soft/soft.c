@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "cpu/model.h"
 #include "engine/soft/fp_stub.h"
@@ -402,6 +403,7 @@ static int soft_create(struct engine **out, const struct engine_config *cfg, str
 	en->vcpu_total = cfg->vcpus ? cfg->vcpus : 1;
 	en->interpret_only = cfg->interpret_only;
 	en->tsc_hz = cfg->tsc_hz ? cfg->tsc_hz : 1000000000;
+	en->tsc_scale = (uint64_t)(((unsigned __int128)en->tsc_hz << TSC_SHIFT) / 1000000000u);
 	en->tsc_start_ns = clock_now_ns();
 	en->ram_pages = map_ram_pages(cfg->map);
 	bytes = (en->ram_pages + 1) * sizeof(*en->code);
@@ -498,13 +500,17 @@ static void soft_set_state(struct vcpu *v, const struct x86_state *in)
 	interp_of(v)->check_events = true;
 }
 
-/* The guest TSC runs at tsc_hz from the engine's creation, plus the vCPU's offset. */
-uint64_t soft_tsc(struct vcpu *v)
+/* The guest TSC runs at tsc_hz from the engine's creation, plus the vCPU's offset. clock_gettime() is the vDSO's, or a
+ * system call: neither touches vector registers (tests/engine/translate_test.c holds it to that). */
+__attribute__((target("general-regs-only"))) uint64_t soft_tsc(struct vcpu *v)
 {
 	const struct soft_engine *en = v->en;
-	uint64_t ns = clock_now_ns() - en->tsc_start_ns;
+	struct timespec t;
+	uint64_t ns;
 
-	return (uint64_t)((unsigned __int128)ns * en->tsc_hz / 1000000000u) + v->s.tsc_offset;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec - en->tsc_start_ns;
+	return (uint64_t)((unsigned __int128)ns * en->tsc_scale >> TSC_SHIFT) + v->s.tsc_offset;
 }
 
 const struct engine_ops engine_soft = {

@@ -24,6 +24,8 @@ struct code_page {
 	_Atomic uint32_t writers;	/* vCPUs that may hold a TLB entry allowing writes */
 };
 
+#define TSC_SHIFT 48
+
 struct soft_engine {
 	struct map *map;
 	const struct cpu_model *model;
@@ -31,6 +33,7 @@ struct soft_engine {
 	unsigned vcpu_total;		/* as configured */
 	bool counters, interpret_only;
 	uint64_t tsc_hz, tsc_start_ns;
+	uint64_t tsc_scale;		/* ticks per ns, times 2^TSC_SHIFT */
 	pthread_mutex_t split_lock;	/* LOCKed accesses that no single host instruction can do */
 	struct translator *translator;	/* NULL: interpret only */
 	struct fp_stubs *fp_stubs;	/* engine/soft/fp_stub.h */
@@ -57,6 +60,7 @@ static inline uint32_t code_version(struct soft_engine *en, uint32_t ram_page)
 }
 
 /* --- soft.c --- */
+/* Leaves the x87 and vector state alone: the guest's may be live. */
 uint64_t soft_tsc(struct vcpu *v);
 void vcpu_request(struct vcpu *v, uint32_t bits);
 /* Handles REQUEST_FLUSH_TLB and REQUEST_DROP_WRITES; block boundaries only. */

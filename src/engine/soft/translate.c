@@ -63,6 +63,7 @@ int translator_vcpu_init(struct vcpu *v, struct error *e)
 	v->trans = t;
 	em.p = t->mem.rw;
 	trans_emit_trampolines(v, &em);
+	system_emit_visits(v, &em);
 	t->used = t->used_base = (uint32_t)(em.p - t->mem.rw + 63) & ~63u;
 	t->cold_used = CODE_COLD_START;
 	return 0;
@@ -105,7 +106,7 @@ void translate_counters(const struct vcpu *v)
 {
 	static const char *const names[TEXIT_COUNT] = {
 		[TEXIT_MISS] = "TLB miss", [TEXIT_STEP] = "step", [TEXIT_CHAIN] = "link", [TEXIT_LOOKUP] = "look-up",
-		[TEXIT_POLL] = "poll", [TEXIT_FPU] = "FPU", [TEXIT_TSC] = "TSC",
+		[TEXIT_POLL] = "poll", [TEXIT_FPU] = "FPU",
 	};
 	const struct trans_vcpu *t = v->trans;
 
@@ -289,16 +290,6 @@ static bool boundary(struct vcpu *v)
 	       v->s.activity == ACTIVITY_RUNNING && translate_usable(v);
 }
 
-static void tsc_read(struct vcpu *v, bool aux)
-{
-	uint64_t t = soft_tsc(v);
-
-	v->s.gpr[REG_RAX] = (uint32_t)t;
-	v->s.gpr[REG_RDX] = t >> 32;
-	if (aux)
-		v->s.gpr[REG_RCX] = (uint32_t)v->s.tsc_aux;
-}
-
 /* A near branch to a non-canonical address faults as if it had not begun: then it is the interpreter's. */
 static bool branch_undo(struct vcpu *v, const struct exit_data *d)
 {
@@ -328,13 +319,6 @@ static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, uns
 		return NULL;
 	case TEXIT_FPU:
 		*fpu = true;
-		return (const uint8_t *)d + d->rel;
-	case TEXIT_TSC:
-		if (v->tlb_mode == TLB_USER && (v->s.cr4 & CR4_TSD)) {
-			*step = true;
-			return NULL;
-		}
-		tsc_read(v, d->flags & EXIT_AUX);
 		return (const uint8_t *)d + d->rel;
 	case TEXIT_CHAIN:
 		return chain_exit(v, d, mode);

@@ -51,7 +51,6 @@ enum trans_exit {
 	TEXIT_LOOKUP,		/* T0: linear RIP; not in the jump cache, or a request is pending */
 	TEXIT_POLL,		/* a request is pending; RIP at the given offset */
 	TEXIT_FPU,		/* load the FP state, retry */
-	TEXIT_TSC,		/* RDTSC, RDTSCP: EDX:EAX, then go on at rel */
 	TEXIT_COUNT
 };
 
@@ -60,12 +59,11 @@ struct exit_data {
 	uint16_t offset;	/* of the guest instruction in its page */
 	uint8_t size;		/* MISS: bytes accessed */
 	uint8_t flags;		/* EXIT_* */
-	int32_t rel;		/* MISS, FPU, TSC: where to go on; CHAIN: the displacement to patch; from this struct */
+	int32_t rel;		/* MISS, FPU: where to go on; CHAIN: the displacement to patch; from this struct */
 	uint32_t block;		/* CHAIN: index of the block that jumps */
 } __attribute__((packed));
 enum {
 	EXIT_WRITE = 1,
-	EXIT_AUX = 2,	/* TSC: RDTSCP */
 	EXIT_LAST = 4,	/* MISS: the last word is what is accessed first */
 	EXIT_ALIGNED = 16,	/* MISS: misalignment faults, and before the page does */
 	EXIT_BRANCH = 8,	/* LOOKUP: by a branch that popped `rel` bytes and faults where its target is no address */
@@ -103,6 +101,7 @@ struct trans_vcpu {
 	uint32_t polls;
 	uint32_t generation;		/* bumped when all code goes */
 	const uint8_t *exit_to[TEXIT_COUNT];	/* trampolines, writable alias */
+	const uint8_t *visit_tsc;	/* called for RDTSC, likewise */
 	void (*enter)(struct vcpu *v, const uint8_t *target);
 	pthread_mutex_t inbox_lock;
 	uint32_t inbox[INBOX_PAGES];
@@ -208,6 +207,7 @@ void jump_indirect_mode(struct block_build *b, unsigned mode);
 void emit_page_address(struct block_build *b, unsigned reg, int64_t offset);
 
 /* --- translate_system.c --- */
+void system_emit_visits(struct vcpu *v, struct emitter *e);
 enum insn_result system_translate(struct block_build *b, struct block_insn *bi);
 /* Does the block go on after it? */
 bool system_goes_on(const struct insn *in);

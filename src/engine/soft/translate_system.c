@@ -19,6 +19,13 @@ static void step_if(struct block_build *b, struct block_insn *bi, unsigned cc)
 	block_stub(b, STUB_STEP, emit_jcc(&b->e, cc), bi->offset)->flags_saved = true;
 }
 
+static void emit_push_reg(struct emitter *e, unsigned reg, bool pop)
+{
+	if (reg & 8)
+		e1(e, 0x41);
+	e1(e, (pop ? 0x58 : 0x50) | (reg & 7));
+}
+
 static void emit_copy(struct emitter *e, uint64_t from, uint64_t to)
 {
 	emit_load(e, H_T1, hm_gs(from));
@@ -240,14 +247,47 @@ static enum insn_result base_translate(struct block_build *b, struct block_insn 
 	return INSN_NEXT;
 }
 
-/* A visit to C that comes back right behind the instruction. */
+/*
+ * RDX, RAX := the TSC; flags are lost. A call from translated code with the guest's registers where they are, vector
+ * state too: soft_tsc() leaves that alone.
+ */
+void system_emit_visits(struct vcpu *v, struct emitter *e)
+{
+	static const uint8_t saved[] = { H_RCX, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11 };
+
+	trans_of(v)->visit_tsc = e->p;
+	for (unsigned i = 0; i < sizeof saved; i++)	/* 7, and 16 bytes: the stack is aligned then */
+		emit_push_reg(e, saved[i], false);
+	e2(e, 0x48, 0x83), e2(e, 0xec, 16);		/* sub rsp, 16 */
+	emit_mov_imm(e, H_RDI, (uint64_t)(uintptr_t)v);
+	emit_mov_imm(e, H_RAX, (uint64_t)(uintptr_t)soft_tsc);
+	e2(e, 0xff, 0xd0);				/* call rax */
+	emit_op_reg(e, true, 0x89, H_RAX, H_RDX);
+	e2(e, 0x48, 0xc1), e2(e, 0xea, 32);		/* shr rdx, 32 */
+	emit_op_reg(e, false, 0x89, H_RAX, H_RAX);
+	e2(e, 0x48, 0x83), e2(e, 0xc4, 16);		/* add rsp, 16 */
+	for (unsigned i = sizeof saved; i-- > 0; )
+		emit_push_reg(e, saved[i], true);
+	e1(e, 0xc3);
+}
+
 static enum insn_result tsc_translate(struct block_build *b, struct block_insn *bi)
 {
-	struct exit_data d = { .offset = bi->offset, .rel = sizeof d, .flags = bi->in.op == X86_RDTSCP ? EXIT_AUX : 0 };
+	struct emitter *e = &b->e;
+	bool user = b->tlb_mode == TLB_USER, live = bi->live_in & FLAGS_ARITH;
 
-	emit_call_to(&b->e, b->t->exit_to[TEXIT_TSC]);
-	memcpy(b->e.p, &d, sizeof d);
-	b->e.p += sizeof d;
+	if (live || user)
+		emit_flags_save(e);
+	if (user) {
+		emit_op_mem(e, false, 0xf7, 0, hm_gs(OFF_S(cr4)));	/* test */
+		e_u32(e, CR4_TSD);
+		step_if(b, bi, CC_NE);
+	}
+	emit_call_to(e, b->t->visit_tsc);
+	if (bi->in.op == X86_RDTSCP)
+		emit_op_mem(e, false, 0x8b, H_RCX, hm_gs(OFF_S(tsc_aux)));
+	if (live || user)
+		emit_flags_restore(e);
 	return INSN_NEXT;
 }
 

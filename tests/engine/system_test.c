@@ -1,0 +1,276 @@
+/*
+ * System instructions and events in odd states, on the interpreter and on the translator: both must end alike.
+ *
+ * Exception handlers are one HLT each, 16 bytes apart, so RIP tells the vector and the stack holds the frame.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cpu/model.h"
+#include "engine/soft/vcpu.h"
+#include "memory/map.h"
+
+#define RAM_BYTES (4u << 20)
+#define TABLES 0x10000u		/* PML4, PDPT, PD, PML5 */
+#define GDT 0x20000u
+#define IDT 0x21000u
+#define TSS 0x22000u
+#define HANDLERS 0x23000u
+#define CODE 0x100000u
+#define DATA 0x200000u
+#define STACK 0x300000u
+#define ABSENT 0x400000u	/* 4..6 MiB */
+#define READ_ONLY 0x600000u	/* what lies at 2 MiB */
+#define SUPERVISOR 0x800000u	/* likewise */
+
+/* Selectors. */
+enum { KCODE = 0x08, KDATA = 0x10, UCODE32 = 0x1b, UDATA = 0x23, UCODE = 0x2b, ABSENT_CODE = 0x30, CONFORMING = 0x38,
+       TSS_SEL = 0x40, READ_ONLY_DATA = 0x50, GDT_END = 0x58 };
+
+struct machine {
+	struct map *map;
+	struct cpu_model *model;
+	struct engine *en;
+	struct vcpu *v;
+};
+
+static bool no_irq(void *opaque) { return false; }
+static int no_ack(void *opaque) { return -1; }
+static uint8_t no_tpr(void *opaque) { return 0; }
+static void no_set_tpr(void *opaque, uint8_t tpr) { }
+static bool no_nmi(void *opaque) { return false; }
+static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
+static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
+
+static void machine_init(struct machine *m, bool interpret_only)
+{
+	struct cpu_model_config mc = { .name = "host", .tsc_hz = 1000000000 };
+	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_nmi, .get_tpr = no_tpr,
+				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
+	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = interpret_only };
+	struct error e;
+
+	m->map = map_new();
+	assert_non_null(m->map);
+	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, &e), 0);
+	assert_int_equal(cpu_model_new(&m->model, &mc, &e), 0);
+	cfg.map = m->map;
+	cfg.model = m->model;
+	assert_int_equal(engine_soft.create(&m->en, &cfg, &e), 0);
+	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, &e), 0);
+}
+
+static void machine_fini(struct machine *m)
+{
+	engine_soft.vcpu_destroy(m->v);
+	engine_soft.destroy(m->en);
+	cpu_model_free(m->model);
+	map_free(m->map);
+}
+
+static void put64(struct machine *m, uint64_t gpa, uint64_t value) { assert_true(map_write(m->map, gpa, &value, 8)); }
+
+static void tables_build(struct machine *m)
+{
+	static const uint64_t gdt[] = { 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cffb000000ffff, 0x00cff3000000ffff,
+					0x00affb000000ffff, 0x00af1b000000ffff, 0x00af9f000000ffff,
+					0x00008b0000000067 | (uint64_t)TSS << 16, 0, 0x00cff1000000ffff };
+
+	put64(m, TABLES, (TABLES + 0x1000) | 7);
+	put64(m, TABLES + 0x1000, (TABLES + 0x2000) | 7);
+	put64(m, TABLES + 0x2000, 0xe7);
+	put64(m, TABLES + 0x2008, 0x2000e7);
+	put64(m, TABLES + 0x2010, 0);
+	put64(m, TABLES + 0x2018, 0x2000e5);
+	put64(m, TABLES + 0x2020, 0x2000e3);
+	put64(m, TABLES + 0x3000, TABLES | 7);
+	for (unsigned i = 0; i < sizeof gdt / sizeof *gdt; i++)
+		put64(m, GDT + 8 * i, gdt[i]);
+	for (unsigned i = 0; i < 32; i++) {
+		uint64_t to = HANDLERS + 16 * i, ist = i == 8 ? 1 : 0, dpl = i == 3 || i == 4 ? 3 : 0;
+		put64(m, IDT + 16 * i, (to & 0xffff) | KCODE << 16 | ist << 32 | (0x8e00 | dpl << 13) << 32 | (to >> 16) << 48);
+		put64(m, IDT + 16 * i + 8, 0);
+		map_write(m->map, to, "\xf4", 1);
+	}
+	put64(m, TSS + 4, STACK + 0x2000);
+	put64(m, TSS + 0x24, STACK + 0x3000);
+}
+
+/* CPL 0, 64 bits, at CODE. */
+static void state_begin(struct x86_state *s, bool la57)
+{
+	s->cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_ET | CR0_WP | CR0_MP;
+	s->cr3 = la57 ? TABLES + 0x3000 : TABLES;
+	s->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE | (la57 ? CR4_LA57 : 0);
+	s->xcr0 = 7;
+	s->efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
+	for (unsigned i = 0; i < SEG_COUNT; i++)
+		s->seg[i] = (struct x86_segment){ .limit = 0xffffffff, .selector = KDATA, .attr = 0xc093 };
+	s->seg[SEG_CS].selector = KCODE;
+	s->seg[SEG_CS].attr = 0xa09b;
+	s->gdtr = (struct x86_table){ .base = GDT, .limit = GDT_END - 1 };
+	s->idtr = (struct x86_table){ .base = IDT, .limit = 32 * 16 - 1 };
+	s->tr = (struct x86_segment){ .base = TSS, .limit = 0x67, .selector = TSS_SEL, .attr = 0x8b };
+	s->star = (uint64_t)(UCODE32 & ~3u) << 48 | (uint64_t)KCODE << 32;
+	s->lstar = CODE + 0x800;
+	s->sfmask = FLAG_IF | FLAG_TF | FLAG_AC | FLAG_DF;
+	s->rip = CODE;
+	s->rflags = FLAG_FIXED;
+	s->cr2 = s->shadow = s->nmi_blocked = 0;
+	for (unsigned i = 0; i < REG_COUNT; i++)
+		s->gpr[i] = 0x0123456789abcdefull * (i + 1);
+	s->gpr[REG_RSP] = STACK;
+	s->fpu.fcw = 0x37f;
+	s->fpu.mxcsr = 0x1f80;
+	s->fpu.xstate_bv = 0;
+	s->activity = ACTIVITY_RUNNING;
+}
+
+static void run(struct machine *m, const struct x86_state *from, struct x86_state *to)
+{
+	struct error e;
+
+	engine_soft.set_state(m->v, from);
+	for (unsigned i = 0; i < 100; i++)
+		if (engine_soft.run(m->v, &e) != EXIT_KICKED)
+			break;
+	engine_soft.get_state(m->v, to);
+}
+
+static struct x86_state *state_new(struct machine *m)
+{
+	struct x86_state *s = aligned_alloc(64, (sizeof *s + 63) & ~63ul);
+
+	assert_non_null(s);
+	engine_soft.get_state(m->v, s);
+	return s;
+}
+
+static uint64_t interpreted(const struct machine *m, enum x86_op op) { return m->v->counters.op[op]; }
+
+/* --- the TSC --- */
+
+extern const char tsc_code[], tsc_end[];
+__asm__(".pushsection .rodata\n"
+	"tsc_code:\n"
+	".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n vmovups 0x200000 + 32 * \\n, %ymm\\n\n .endr\n"
+	"fld1\n fldpi\n"
+	"mov $0x1234, %ecx\n"
+	"cmp %eax, %eax\n stc\n"
+	"rdtsc\n"
+	"setc %bl\n"
+	"mov %rdx, %rsi\n shl $32, %rsi\n or %rax, %rsi\n"
+	"rdtscp\n"
+	"mov %rdx, %rdi\n shl $32, %rdi\n or %rax, %rdi\n"
+	".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n vmovups %ymm\\n, 0x200400 + 32 * \\n\n .endr\n"
+	"fstpl 0x200800\n fstpl 0x200808\n"
+	"hlt\n"
+	"tsc_end:\n.popsection\n");
+
+/* RDTSC visits C with the guest's registers in place, vector registers too. */
+static void test_tsc(void **state)
+{
+	struct machine m;
+	struct x86_state *s;
+	double d[2];
+	uint8_t in[512], out[512];
+
+	machine_init(&m, false);
+	s = state_new(&m);
+	tables_build(&m);
+	map_write(m.map, CODE, tsc_code, (size_t)(tsc_end - tsc_code));
+	for (unsigned i = 0; i < sizeof in; i++)
+		in[i] = (uint8_t)(i * 37 + 5);
+	for (unsigned turn = 0; turn < 3; turn++) {
+		map_write(m.map, DATA, in, sizeof in);
+		state_begin(s, false);
+		s->tsc_aux = 0x1122334455;
+		run(&m, s, s);
+		assert_int_equal(s->activity, ACTIVITY_HALTED);
+		map_read(m.map, DATA + 0x400, out, sizeof out);
+		assert_memory_equal(in, out, sizeof in);
+		map_read(m.map, DATA + 0x800, d, sizeof d);
+		assert_true(d[0] > 3.14159 && d[0] < 3.1416 && d[1] == 1.0);
+		assert_int_equal(s->gpr[REG_RBX] & 0xff, 1);
+		assert_int_equal(s->gpr[REG_RCX], 0x22334455);
+		assert_true(s->gpr[REG_RSI] > 0 && s->gpr[REG_RDI] >= s->gpr[REG_RSI] && s->gpr[REG_RDI] < 1ull << 40);
+		for (unsigned r = REG_R8; r < REG_COUNT; r++)
+			assert_true(s->gpr[r] == 0x0123456789abcdefull * (r + 1));
+	}
+	assert_int_equal(interpreted(&m, X86_RDTSC) + interpreted(&m, X86_RDTSCP), 0);
+	free(s);
+	machine_fini(&m);
+}
+
+/* --- SYSCALL, SYSRET, FSGSBASE with 48 and with 57 bits --- */
+
+extern const char syscall_code[], syscall_user[], syscall_entry[], syscall_end[];
+__asm__(".pushsection .rodata\n"
+	"syscall_code:\n"	/* rcx: the user's RIP, rbx: a base */
+	"wrfsbase %rbx\n rdfsbase %rsi\n"
+	"mov $0x202, %r11d\n"
+	"sysretq\n"
+	"syscall_user:\n"
+	"syscall\n"
+	"syscall_entry:\n"
+	"mov %rcx, %rdi\n hlt\n"
+	"syscall_end:\n.popsection\n");
+
+static void syscall_case(struct machine *m, bool la57, uint64_t rip, uint64_t base, struct x86_state *s)
+{
+	tables_build(m);
+	map_write(m->map, CODE, syscall_code, (size_t)(syscall_user - syscall_code));
+	map_write(m->map, CODE + 0x400, syscall_user, (size_t)(syscall_entry - syscall_user));
+	map_write(m->map, CODE + 0x800, syscall_entry, (size_t)(syscall_end - syscall_entry));
+	state_begin(s, la57);
+	s->gpr[REG_RCX] = rip;
+	s->gpr[REG_RBX] = base;
+	run(m, s, s);
+}
+
+static void test_syscall(void **state)
+{
+	const uint64_t only57 = 0x00f0000000000000ull;
+	struct machine m;
+	struct x86_state *s;
+
+	for (unsigned turn = 0; turn < 4; turn++) {
+		bool la57 = turn & 1, interpret = turn & 2;
+		machine_init(&m, interpret);
+		s = state_new(&m);
+		syscall_case(&m, la57, CODE + 0x400, CODE, s);
+		assert_int_equal(s->activity, ACTIVITY_HALTED);
+		assert_int_equal(s->rip, CODE + 0x804);
+		assert_int_equal(s->gpr[REG_RDI], CODE + 0x402);
+		assert_int_equal(s->gpr[REG_RSI], CODE);
+		if (!interpret)
+			assert_int_equal(interpreted(&m, X86_SYSCALL) + interpreted(&m, X86_SYSRET) +
+						 interpreted(&m, X86_WRFSBASE) + interpreted(&m, X86_RDFSBASE), 0);
+		syscall_case(&m, la57, CODE + 0x400, only57, s);
+		assert_int_equal(s->rip, la57 ? CODE + 0x804 : HANDLERS + 16 * EXC_GP + 1);
+		assert_true(!la57 || s->gpr[REG_RSI] == only57);
+		syscall_case(&m, la57, only57, CODE, s);
+		assert_int_equal(s->rip, HANDLERS + 16 * (la57 ? EXC_PF : EXC_GP) + 1);
+		assert_int_equal(s->cr2, la57 ? only57 : 0);
+		syscall_case(&m, la57, 0x0100000000000000ull, CODE, s);
+		assert_int_equal(s->rip, HANDLERS + 16 * EXC_GP + 1);
+		free(s);
+		machine_fini(&m);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_tsc),
+		cmocka_unit_test(test_syscall),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
