@@ -38,10 +38,17 @@ struct machine {
 	struct cpu_model *model;
 	struct engine *en;
 	struct vcpu *v;
+	bool irq;	/* one is pending */
 };
 
-static bool no_irq(void *opaque) { return false; }
-static int no_ack(void *opaque) { return -1; }
+#define IRQ_VECTOR 22
+
+static bool irq_pending(void *opaque) { return ((struct machine *)opaque)->irq; }
+static int irq_ack(void *opaque)
+{
+	((struct machine *)opaque)->irq = false;
+	return IRQ_VECTOR;
+}
 static uint8_t no_tpr(void *opaque) { return 0; }
 static void no_set_tpr(void *opaque, uint8_t tpr) { }
 static bool no_nmi(void *opaque) { return false; }
@@ -51,11 +58,12 @@ static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false;
 static void machine_init(struct machine *m, bool interpret_only)
 {
 	struct cpu_model_config mc = { .name = "host", .tsc_hz = 1000000000 };
-	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_nmi, .get_tpr = no_tpr,
+	struct vcpu_wiring w = { .opaque = m, .irq_pending = irq_pending, .irq_ack = irq_ack, .nmi_take = no_nmi, .get_tpr = no_tpr,
 				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
 	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = interpret_only };
 	struct error e;
 
+	m->irq = false;
 	m->map = map_new();
 	assert_non_null(m->map);
 	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, &e), 0);
@@ -265,11 +273,123 @@ static void test_syscall(void **state)
 	}
 }
 
+/* --- IRETQ --- */
+
+static uint64_t rnd(uint64_t *seed)
+{
+	*seed ^= *seed << 13;
+	*seed ^= *seed >> 7;
+	*seed ^= *seed << 17;
+	return *seed;
+}
+#define PICK(seed, list) ((list)[rnd(seed) % (sizeof(list) / sizeof *(list))])
+
+/* A state in front of an IRETQ and the frame it pops; usual values and odd ones. */
+static void iret_make(struct machine *m, uint64_t *seed, struct x86_state *s)
+{
+	static const uint64_t rips[] = { CODE + 0x400, CODE + 0x400, CODE + 0x400, CODE + 0x500, ABSENT, SUPERVISOR,
+					 0x0000800000000000ull, 0x00f0000000000000ull, 0xffff800000000000ull };
+	static const uint16_t css[] = { KCODE, KCODE, UCODE, UCODE, UCODE, UCODE32, KDATA, UDATA, 0, 3, ABSENT_CODE,
+					CONFORMING, CONFORMING | 3, KCODE | 3, UCODE & ~3, KCODE | 4, TSS_SEL, GDT_END, 0xfff8 };
+	static const uint16_t sss[] = { KDATA, KDATA, UDATA, UDATA, UDATA, 0, 3, READ_ONLY_DATA, KCODE, UCODE, KDATA | 3,
+					UDATA & ~3, UDATA | 4, GDT_END | 3 };
+	static const uint64_t rsps[] = { STACK + 0x800, STACK + 0x808, STACK + 0x801, ABSENT + 8, 0x0000900000000000ull };
+	static const uint64_t stacks[] = { STACK + 0x100, STACK + 0x100, STACK + 0x100, STACK + 0x103, STACK + 0xfe0,
+					   ABSENT - 16, ABSENT + 0x100, 0x0000800000000000ull - 16 };
+	bool user = rnd(seed) % 5 == 0, usual = rnd(seed) % 3;
+	uint64_t rsp = usual ? STACK + 0x100 : PICK(seed, stacks);
+	unsigned pick = (unsigned)(rnd(seed) % 2);
+
+	m->irq = rnd(seed) % 4 == 0;
+
+	state_begin(s, rnd(seed) % 4 == 0);
+	if (rnd(seed) % 3 == 0)
+		s->cr4 |= CR4_SMAP;
+	if (user) {
+		s->seg[SEG_CS] = (struct x86_segment){ .limit = ~0u, .selector = UCODE, .attr = 0xa0fb };
+		s->seg[SEG_SS] = (struct x86_segment){ .limit = ~0u, .selector = UDATA, .attr = 0xc0f3 };
+	}
+	s->rflags |= rnd(seed) & (FLAGS_ARITH | FLAG_IF | FLAG_IOPL | FLAG_AC | FLAG_ID | FLAG_DF);
+	if (rnd(seed) % 16 == 0)
+		s->rflags |= FLAG_NT;
+	s->nmi_blocked = rnd(seed) % 4 == 0;
+	s->gpr[REG_RSP] = rsp;
+	s->rip = CODE + (rnd(seed) % 2 ? 0 : 4);
+	const uint64_t frame[5] = {
+		usual ? CODE + 0x400 : PICK(seed, rips),
+		usual ? (uint64_t)(pick || user ? UCODE : KCODE) : PICK(seed, css) | (rnd(seed) & 0xffff0000),
+		usual ? 0x10202 | (rnd(seed) & FLAGS_ARITH) : rnd(seed) & 0x3fffff & ~(rnd(seed) % 2 ? (uint64_t)FLAG_TF : 0),
+		usual ? STACK + 0x800 : PICK(seed, rsps),
+		usual ? (uint64_t)(pick || user ? UDATA : KDATA) : PICK(seed, sss) | (rnd(seed) & 0xffff0000),
+	};
+	if (rsp < RAM_BYTES)	/* may end in the absent page */
+		map_write(m->map, rsp, frame, rsp + sizeof frame <= RAM_BYTES ? sizeof frame : RAM_BYTES - rsp);
+	else if (rsp == ABSENT - 16)
+		map_write(m->map, rsp, frame, 16);
+}
+
+/* MOV R15, [RSP] makes the TLB know the stack; half the cases start behind it.
+ * Where it lands: flags read back, then an end (at CPL 3 by #GP). */
+static const uint8_t iret_code[] = { 0x4c, 0x8b, 0x3c, 0x24, 0x48, 0xcf }, landed[] = { 0x90, 0x9c, 0x58, 0xf4 };	/* nop pushf pop hlt */
+
+static void memory_compare(struct machine *a, struct machine *b, uint64_t gpa, unsigned n)
+{
+	assert_memory_equal(map_ptr(a->map, gpa, n, false), map_ptr(b->map, gpa, n, false), n);
+}
+
+static void state_compare(const struct x86_state *a, const struct x86_state *b, unsigned number)
+{
+	bool same = !memcmp(a->gpr, b->gpr, sizeof a->gpr) && a->rip == b->rip && a->rflags == b->rflags &&
+		    a->cr2 == b->cr2 && a->activity == b->activity && a->nmi_blocked == b->nmi_blocked &&
+		    !memcmp(a->seg, b->seg, sizeof a->seg) && !memcmp(a->dr, b->dr, sizeof a->dr);
+
+	if (!same)
+		fail_msg("case %u: rip %llx %llx, rflags %llx %llx, rsp %llx %llx, rax %llx %llx, cs %x %x, ss %x %x, cr2 %llx %llx",
+			 number, (unsigned long long)a->rip, (unsigned long long)b->rip, (unsigned long long)a->rflags,
+			 (unsigned long long)b->rflags, (unsigned long long)a->gpr[REG_RSP],
+			 (unsigned long long)b->gpr[REG_RSP], (unsigned long long)a->gpr[0], (unsigned long long)b->gpr[0],
+			 a->seg[SEG_CS].selector, b->seg[SEG_CS].selector, a->seg[SEG_SS].selector,
+			 b->seg[SEG_SS].selector, (unsigned long long)a->cr2, (unsigned long long)b->cr2);
+}
+
+static void test_iret(void **state)
+{
+	struct machine m[2];
+	struct x86_state *s[2];
+
+	for (unsigned k = 0; k < 2; k++) {
+		machine_init(&m[k], k == 0);
+		s[k] = state_new(&m[k]);
+		tables_build(&m[k]);
+		map_write(m[k].map, CODE, iret_code, sizeof iret_code);
+		map_write(m[k].map, CODE + 0x400, landed, sizeof landed);
+		map_write(m[k].map, CODE + 0x500, landed, sizeof landed);
+		map_write(m[k].map, DATA, landed, sizeof landed);	/* SUPERVISOR */
+	}
+	for (unsigned i = 0; i < 20000; i++) {
+		for (unsigned k = 0; k < 2; k++) {
+			uint64_t seed = i + 1;
+			for (unsigned n = 0; n < 10; n++)
+				rnd(&seed);
+			iret_make(&m[k], &seed, s[k]);
+			run(&m[k], s[k], s[k]);
+		}
+		state_compare(s[0], s[1], i);
+		memory_compare(&m[0], &m[1], STACK, 0x3000);
+	}
+	assert_true(interpreted(&m[0], X86_IRET) - interpreted(&m[1], X86_IRET) > 3000);	/* some took the quick way */
+	for (unsigned k = 0; k < 2; k++) {
+		free(s[k]);
+		machine_fini(&m[k]);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_tsc),
 		cmocka_unit_test(test_syscall),
+		cmocka_unit_test(test_iret),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -154,6 +154,11 @@ void tss_stack(struct vcpu *v, unsigned cpl, uint16_t *ss, uint32_t *esp);
 /* RSPn or ISTn of a 64-bit TSS. slot: 0..2 RSPn, 3 + n for IST n (1..7). */
 uint64_t tss_stack64(struct vcpu *v, unsigned slot);
 
+/* --- interp_far.c --- */
+/* IRETQ between flat 64-bit segments of the GDT, at s.rip, without single steps. false: nothing was done, it is the
+ * interpreter's. May raise #PF. */
+bool iret_quick(struct vcpu *v);
+
 /* --- task.c --- */
 enum task_why { TASK_JMP, TASK_CALL, TASK_IRET, TASK_EVENT };
 /* Switches to the TSS of selector `sel`; s.rip must already be the return address to save. */

@@ -435,6 +435,60 @@ static void iret_protected(struct vcpu *v, const struct insn *in)
 	vcpu_update_mode(v);
 }
 
+/* A 64-bit code segment (or for !code a writable data segment) of the GDT with DPL = RPL and its accessed bit set. */
+static bool quick_segment(struct vcpu *v, uint16_t sel, bool code, struct x86_segment *out)
+{
+	struct descriptor d;
+	uint64_t gva;
+
+	if ((sel & 4) || !(sel & 0xfffc) || !desc_read(v, sel, &d, &gva) || desc_dpl(&d) != (sel & 3u))
+		return false;
+	if (code ? (d.hi & 0x609d00) != 0x209900 : (d.hi & 0x9b00) != 0x9300)
+		return false;
+	seg_from_desc(out, sel, &d);
+	return true;
+}
+
+static bool quick_stack(struct vcpu *v, uint16_t sel, unsigned rpl, struct x86_segment *out)
+{
+	if ((sel & 3u) != rpl)
+		return false;
+	if (sel & 0xfffc)
+		return quick_segment(v, sel, false, out);
+	if (rpl == 3)
+		return false;
+	seg_null(out, sel, rpl);
+	return true;
+}
+
+bool iret_quick(struct vcpu *v)
+{
+	struct x86_state *s = &v->s;
+	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(s->gpr[REG_RSP])];
+	struct x86_segment cs, ss;
+	uint64_t frame[5];	/* RIP, CS, RFLAGS, RSP, SS */
+	unsigned cpl = state_cpl(s), rpl;
+
+	if (s->gpr[REG_RSP] - t->tag_read > GUEST_PAGE_SIZE - sizeof frame || (s->rflags & FLAG_NT) || s->nmi_blocked)
+		return false;
+	memcpy(frame, (const void *)(s->gpr[REG_RSP] + t->addend), sizeof frame);
+	rpl = frame[1] & 3;
+	if ((frame[2] & FLAG_TF) || rpl < cpl || !va_canonical(v, frame[0]) ||
+	    !quick_segment(v, (uint16_t)frame[1], true, &cs) || !quick_stack(v, (uint16_t)frame[4], rpl, &ss))
+		return false;
+	s->seg[SEG_CS] = cs;
+	s->seg[SEG_SS] = ss;
+	s->rip = frame[0];
+	s->gpr[REG_RSP] = frame[3];
+	if (rpl > cpl)
+		seg_drop_inner(v, rpl);
+	iret_flags(v, frame[2], 8, cpl);
+	vcpu_update_mode(v);
+	if ((s->rflags & FLAG_IF) && v->w.irq_pending(v->w.opaque))
+		interp_of(v)->check_events = true;
+	return true;
+}
+
 INTERP_HANDLER(op_iret)
 {
 	if (!(v->s.cr0 & CR0_PE))

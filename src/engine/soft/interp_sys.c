@@ -61,6 +61,7 @@ void sys_set_cr0(struct vcpu *v, uint64_t value)
 	if (changed & (CR0_PG | CR0_WP | CR0_PE))
 		tlb_flush_all(v);
 	vcpu_update_mode(v);
+	vcpu_update_system(v);
 }
 
 static void set_cr3(struct vcpu *v, uint64_t value)
@@ -103,6 +104,7 @@ static void set_cr4(struct vcpu *v, uint64_t value)
 		tlb_flush_all(v);
 	debug_update(v);
 	vcpu_update_mode(v);
+	vcpu_update_system(v);
 }
 
 static uint64_t cr_read(struct vcpu *v, unsigned cr)
@@ -250,10 +252,8 @@ INTERP_HANDLER(op_wrmsr)
 {
 	uint32_t msr = (uint32_t)v->s.gpr[REG_RCX];
 
-	interp_of(v)->check_events = true;
 	if (!msr_store(v, msr, gpr_get(v, REG_RAX, 4) | v->s.gpr[REG_RDX] << 32))
 		gp(v);
-	vcpu_update_mode(v);
 }
 
 INTERP_HANDLER(op_cpuid)

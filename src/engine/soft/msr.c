@@ -31,11 +31,15 @@ bool msr_store(struct vcpu *v, uint32_t msr, uint64_t value)
 		return true;
 	default: break;
 	}
-	if (v->w.msr_write && v->w.msr_write(v->w.opaque, msr, value))
+	if (v->w.msr_write && v->w.msr_write(v->w.opaque, msr, value)) {
+		interp_of(v)->check_events = true;	/* EOI lets the next interrupt through */
 		return true;
+	}
 	if (!msr_set(&v->s, v->en->model, msr, value))
 		return false;
 	if ((old_efer ^ v->s.efer) & EFER_NXE)
 		tlb_flush_all(v);
+	vcpu_update_mode(v);
+	vcpu_update_system(v);
 	return true;
 }

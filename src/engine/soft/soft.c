@@ -55,7 +55,7 @@ static uint64_t flat_rest(unsigned selector, uint16_t attr)
 }
 
 /* What translated SYSCALL and SYSRET need: see interp_event.c for the same in full. */
-static void update_syscall(struct vcpu *v)
+void vcpu_update_system(struct vcpu *v)
 {
 	const struct x86_state *s = &v->s;
 	struct vcpu_hot *h = &v->hot;
@@ -85,7 +85,6 @@ void vcpu_update_mode(struct vcpu *v)
 		v->insn_mode = s->seg[SEG_CS].attr & SEG_ATTR_DB ? INSN_32 : INSN_16;
 	v->tlb_mode = user ? TLB_USER : (s->cr4 & CR4_SMAP) && !ac ? TLB_KERNEL : TLB_KERNEL_AC;
 	ip->ac_check = user && ac && (s->cr0 & CR0_AM);
-	update_syscall(v);
 	ip->stop_block = true;
 }
 
@@ -350,6 +349,8 @@ static enum exit_reason soft_run(struct vcpu *v, struct error *e)
 	vcpu_service(v);
 	layout_service(v);
 	ip->check_events = true;
+	if (v->trans)
+		translate_begin(v);
 	why = run_loop(v);
 	atomic_store(&ip->running, false);
 	return why;
@@ -462,6 +463,7 @@ static int soft_vcpu_create(struct vcpu **out, struct engine *eng, const struct 
 	state_reset(&v->s, w->index == 0);
 	tlb_flush_all(v);
 	vcpu_update_mode(v);
+	vcpu_update_system(v);
 	if (v->en->translator) {
 		r = translator_vcpu_init(v, e);
 		if (r < 0) {
@@ -497,6 +499,7 @@ static void soft_set_state(struct vcpu *v, const struct x86_state *in)
 	tlb_flush_all(v);
 	debug_update(v);
 	vcpu_update_mode(v);
+	vcpu_update_system(v);
 	interp_of(v)->check_events = true;
 }
 

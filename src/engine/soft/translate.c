@@ -94,7 +94,7 @@ void translator_vcpu_fini(struct vcpu *v)
 }
 
 /* Points GS at the vCPU; the C library uses FS alone. */
-static void gs_set(struct vcpu *v)
+void translate_begin(struct vcpu *v)
 {
 	if (getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE_BIT)
 		__asm__ volatile("wrgsbase %0" :: "r"(v));
@@ -106,7 +106,7 @@ void translate_counters(const struct vcpu *v)
 {
 	static const char *const names[TEXIT_COUNT] = {
 		[TEXIT_MISS] = "TLB miss", [TEXIT_STEP] = "step", [TEXIT_CHAIN] = "link", [TEXIT_LOOKUP] = "look-up",
-		[TEXIT_POLL] = "poll", [TEXIT_FPU] = "FPU",
+		[TEXIT_POLL] = "poll", [TEXIT_FPU] = "FPU", [TEXIT_IRET] = "IRET",
 	};
 	const struct trans_vcpu *t = v->trans;
 
@@ -155,7 +155,7 @@ bool translate_usable(struct vcpu *v)
 	const struct interp *ip = interp_of(v);
 	unsigned cpl = state_cpl(&v->s);
 
-	return (v->insn_mode == INSN_64 || (v->insn_mode == INSN_32 && segments_flat(v))) && (cpl == 0 || cpl == 3) && !(v->s.rflags & (FLAG_TF | FLAG_RF)) &&
+	return (v->insn_mode == INSN_64 || (v->insn_mode == INSN_32 && segments_flat(v))) && (cpl == 0 || cpl == 3) && !(v->s.rflags & FLAG_TF) &&
 	       !v->s.shadow && !ip->slow && !ip->db_pending && !ip->ac_check && !ip->data_bps && !ip->exec_bps;
 }
 
@@ -322,6 +322,9 @@ static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, uns
 		return (const uint8_t *)d + d->rel;
 	case TEXIT_CHAIN:
 		return chain_exit(v, d, mode);
+	case TEXIT_IRET:
+		*step = !iret_quick(v);
+		return NULL;
 	case TEXIT_STEP:
 		*step = true;
 		return NULL;
@@ -330,12 +333,33 @@ static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, uns
 	}
 }
 
+/*
+ * RF is clear once an instruction is complete. Nothing here looks at it, as there are no instruction breakpoints, but
+ * a frame may be pushed before that one instruction. from: RIP on entry.
+ */
+static void rf_settle(struct vcpu *v, const struct exit_data *d, uint64_t from)
+{
+	unsigned why = v->hot.exit_reason;
+
+	if (why == TEXIT_LOOKUP || why == TEXIT_CHAIN || why == TEXIT_POLL || v->hot.page + d->offset != from)
+		v->s.rflags &= ~(uint64_t)FLAG_RF;
+}
+
+static void step_one(struct vcpu *v)
+{
+	struct interp *ip = interp_of(v);
+
+	ip->keep_rf = false;
+	interp_one(v);
+	if (unlikely(v->s.rflags & FLAG_RF) && !ip->keep_rf)
+		v->s.rflags &= ~(uint64_t)FLAG_RF;
+}
+
 void translate_run(struct vcpu *v)
 {
 	struct trans_vcpu *t = trans_of(v);
 	bool step = false, fpu = false;
 
-	gs_set(v);
 	while (boundary(v)) {
 		unsigned mode = current_mode(v);
 		const uint8_t *host = lookup(v, mode);
@@ -343,7 +367,10 @@ void translate_run(struct vcpu *v)
 		step = !host;
 		while (host) {
 			uint32_t generation = t->generation;
+			uint64_t from = v->s.rip;
 			const struct exit_data *d = code_run(v, host, fpu);
+			if (unlikely(v->s.rflags & FLAG_RF))
+				rf_settle(v, d, from);
 			mode = TMODE(v->tlb_mode, TMODE_FP(mode)) | (mode & TMODE_CODE32);	/* SYSCALL and others change it */
 			host = exit_handle(v, d, mode, &step, &fpu);
 			if (generation != t->generation && !step)
@@ -351,7 +378,7 @@ void translate_run(struct vcpu *v)
 		}
 		if (step) {
 			fpu = false;
-			interp_one(v);
+			step_one(v);
 		}
 	}
 }

@@ -16,6 +16,8 @@ void translator_free(struct translator *t);
 int translator_vcpu_init(struct vcpu *v, struct error *e);
 void translator_vcpu_fini(struct vcpu *v);
 
+/* Once on the thread that is going to call translate_run(). */
+void translate_begin(struct vcpu *v);
 /* Runs from v->s until the run loop has to look: request, interrupt due, activity changed. On the vCPU's
  * thread, with v->fault_jmp set. May longjmp with a fault; the state is exact then. */
 void translate_run(struct vcpu *v);

@@ -51,6 +51,7 @@ enum trans_exit {
 	TEXIT_LOOKUP,		/* T0: linear RIP; not in the jump cache, or a request is pending */
 	TEXIT_POLL,		/* a request is pending; RIP at the given offset */
 	TEXIT_FPU,		/* load the FP state, retry */
+	TEXIT_IRET,		/* IRETQ */
 	TEXIT_COUNT
 };
 

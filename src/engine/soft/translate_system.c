@@ -306,11 +306,25 @@ static enum insn_result cr_read_translate(struct block_build *b, const struct in
 	return INSN_NEXT;
 }
 
+/* C does it, which is quicker than a step. */
+static enum insn_result iret_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct exit_data d = { .offset = bi->offset };
+
+	if (bi->in.opsize != 8)
+		return INSN_STEP;
+	emit_call_to(&b->e, b->t->exit_to[TEXIT_IRET]);
+	memcpy(b->e.p, &d, sizeof d);
+	b->e.p += sizeof d;
+	return INSN_ENDS;
+}
+
 static enum insn_result inline_translate(struct block_build *b, struct block_insn *bi)
 {
 	switch (bi->in.op) {
 	case X86_SYSCALL: return syscall_translate(b, bi);
 	case X86_SYSRET: return sysret_translate(b, bi);
+	case X86_IRET: return iret_translate(b, bi);
 	case X86_SWAPGS: return swapgs_translate(b);
 	case X86_STAC: return smap_translate(b, bi, true);
 	case X86_CLAC: return smap_translate(b, bi, false);

@@ -116,6 +116,8 @@ void tlb_flush_non_global(struct vcpu *v);
 void tlb_flush_page(struct vcpu *v, uint64_t gva);
 /* Recomputes tlb_mode and insn_mode after CPL, CR0, CR4, EFER, CS or AC changed. */
 void vcpu_update_mode(struct vcpu *v);
+/* After CR0, CR4, EFER, STAR or SFMASK changed: what translated system instructions go by. */
+void vcpu_update_system(struct vcpu *v);
 
 /* Executes exactly one instruction at CS:RIP of the current mode, with faults delivered (never longjmps out).
  * The translator's fallback. Returns false if the run loop must look up (halt, shutdown, exit). */
