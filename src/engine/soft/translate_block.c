@@ -1,8 +1,8 @@
 /*
  * From guest bytes to one block of host code.
  *
- *   1. scan: decode from RAM to learn how far the block reaches
- *   2. code_watch() those lines, copy the bytes, decode again: from here on a change cannot go unseen
+ *   1. scan: copy the bytes, decode them to learn how far the block reaches
+ *   2. code_watch() those lines: from here on a change cannot go unseen. Are the bytes still the same? If not, again
  *   3. flag liveness, backward from what the instructions after the block read
  *   4. emit, then the stubs
  *
@@ -22,10 +22,19 @@ struct stub *block_stub(struct block_build *b, enum stub_kind kind, uint8_t *fro
 	return s;
 }
 
-static bool decode_at(const uint8_t *page, unsigned offset, struct insn *in, enum insn_mode mode)
+/* The instruction at an offset of `code`; NULL: none that is whole. Valid until the next call. */
+static const struct insn *decode_at(struct block_build *b, unsigned offset)
 {
-	return offset < GUEST_PAGE_SIZE &&
-	       insn_decode(in, page + offset, GUEST_PAGE_SIZE - offset, mode) == DECODE_OK;
+	struct decode_memo *m = &b->memo[offset % DECODE_MEMO];
+
+	if (offset >= GUEST_PAGE_SIZE)
+		return NULL;
+	if (m->stamp != b->stamp || m->offset != offset) {
+		m->stamp = b->stamp;
+		m->offset = (uint16_t)offset;
+		m->ok = insn_decode(&m->in, b->code + offset, GUEST_PAGE_SIZE - offset, b->insn_mode) == DECODE_OK;
+	}
+	return m->ok ? &m->in : NULL;
 }
 
 static bool insn_is_last(const struct insn *in)
@@ -40,43 +49,44 @@ static bool insn_is_last(const struct insn *in)
 }
 
 /* Where the scan of instructions from `start` ends. */
-static unsigned block_extent(const uint8_t *page, unsigned start, enum insn_mode mode)
+static unsigned block_extent(struct block_build *b)
 {
-	struct insn in;
-	unsigned at = start, most = BLOCK_INSNS + LOOK_AHEAD;
+	const struct insn *in;
+	unsigned at = b->start, most = BLOCK_INSNS + LOOK_AHEAD;
 
-	for (unsigned i = 0; i < most && decode_at(page, at, &in, mode); i++) {
-		at += in.len;
-		if (in.op == X86_JCC && most > i + LOOK_AHEAD)
+	for (unsigned i = 0; i < most && (in = decode_at(b, at)); i++) {
+		at += in->len;
+		if (in->op == X86_JCC && most > i + LOOK_AHEAD)
 			most = i + LOOK_AHEAD;
-		else if (insn_is_last(&in))
+		else if (insn_is_last(in))
 			break;
 	}
 	return at;
 }
 
 /* Which arithmetic flags may be read by what comes at `offset`, looking no further than what was watched. */
-static uint32_t flags_wanted(const struct block_build *b, int64_t offset)
+static uint32_t flags_wanted(struct block_build *b, int64_t offset)
 {
 	uint32_t unknown = FLAGS_ARITH, wanted = 0;
-	struct insn in;
 
 	for (unsigned i = 0; i < LOOK_AHEAD && unknown; i++) {
-		if (offset < b->start || offset >= b->end || !decode_at(b->code, (unsigned)offset, &in, b->insn_mode) ||
-		    offset + in.len > b->end)
+		const struct insn *in = NULL;
+		if (offset >= b->start && offset < b->end)
+			in = decode_at(b, (unsigned)offset);
+		if (!in || offset + in->len > b->end)
 			break;
-		wanted |= in.row->flags_read & unknown;
-		unknown &= ~(in.row->flags_read | in.row->flags_written | in.row->flags_undefined);
-		offset += in.len;
-		if (in.op == X86_JMP && in.ops[0].kind == OPK_REL)
-			offset += (int64_t)in.imm;
-		else if (insn_is_last(&in))
+		wanted |= in->row->flags_read & unknown;
+		unknown &= ~(in->row->flags_read | in->row->flags_written | in->row->flags_undefined);
+		offset += in->len;
+		if (in->op == X86_JMP && in->ops[0].kind == OPK_REL)
+			offset += (int64_t)in->imm;
+		else if (insn_is_last(in))
 			break;
 	}
 	return wanted | unknown;
 }
 
-static uint32_t flags_after_block(const struct block_build *b)
+static uint32_t flags_after_block(struct block_build *b)
 {
 	const struct block_insn *last = &b->insns[b->count - 1];
 	const struct insn *in = &last->in;
@@ -124,8 +134,10 @@ static void block_decode(struct block_build *b)
 	b->count = 0;
 	while (b->count < BLOCK_INSNS) {
 		struct block_insn *bi = &b->insns[b->count];
-		if (!decode_at(b->code, at, &bi->in, b->insn_mode) || at + bi->in.len > b->end)
+		const struct insn *in = decode_at(b, at);
+		if (!in || at + in->len > b->end)
 			break;
+		bi->in = *in;
 		bi->offset = (uint16_t)at;
 		at += bi->in.len;
 		b->count++;
@@ -226,6 +238,7 @@ static void build_begin(struct vcpu *v, unsigned start, unsigned mode)
 	b->stub_count = 0;
 	b->fpu_checked = false;
 	b->start = start;
+	b->stamp++;
 }
 
 /* Host code for the instructions in b, as block k. */
@@ -245,6 +258,36 @@ static void build_end(struct block_build *b, struct tblock *k)
 	t->count_blocks++;
 }
 
+/* Copies the page's bytes from `first` up to `end`; all that was decoded is forgotten. */
+static void code_copy(struct block_build *b, const struct page_info *pi, unsigned first, unsigned end)
+{
+	memcpy(b->code + first, pi->ro_hva + first, end - first);
+	b->stamp++;
+}
+
+/* b->end, and the bytes up to it: copied, watched since before they were read or found unchanged after. Returns the
+ * page's code version that they belong to. */
+static uint32_t code_take(struct block_build *b, const struct page_info *pi)
+{
+	const unsigned most = (BLOCK_INSNS + LOOK_AHEAD + 1) * 15;
+	unsigned start = b->start, room = GUEST_PAGE_SIZE - start;
+	uint32_t version;
+
+	code_copy(b, pi, start, start + (room < most ? room : most));
+	b->end = block_extent(b);
+	if (b->end == start)
+		b->end = start + 15 < GUEST_PAGE_SIZE ? start + 15 : GUEST_PAGE_SIZE;
+	code_watch(b->v, pi, start, b->end - 1);
+	version = code_version(b->v->en, pi->ram_page);
+	if (memcmp(b->code + start, pi->ro_hva + start, b->end - start))
+		code_copy(b, pi, start, b->end);
+	if (GUEST_PAGE_SIZE - b->end < 15) {	/* the crossing instruction's first part */
+		code_watch(b->v, pi, start, GUEST_PAGE_SIZE - 1);
+		code_copy(b, pi, b->end, GUEST_PAGE_SIZE);
+	}
+	return version;
+}
+
 static struct tblock *block_translate(struct vcpu *v, const struct page_info *pi, uint64_t gpa, unsigned mode)
 {
 	unsigned start = gpa & ~GUEST_PAGE_MASK;
@@ -253,17 +296,7 @@ static struct tblock *block_translate(struct vcpu *v, const struct page_info *pi
 	uint32_t version;
 
 	build_begin(v, start, mode);
-	b->end = block_extent(pi->ro_hva, start, b->insn_mode);
-	if (b->end == start)
-		b->end = start + 15 < GUEST_PAGE_SIZE ? start + 15 : GUEST_PAGE_SIZE;
-	code_watch(v, pi, start, b->end - 1);
-	version = code_version(v->en, pi->ram_page);
-	memcpy(b->code + start, pi->ro_hva + start, b->end - start);
-	memset(b->code + b->end, 0, GUEST_PAGE_SIZE - b->end);
-	if (GUEST_PAGE_SIZE - b->end < 15) {	/* the crossing instruction's first part */
-		code_watch(v, pi, start, GUEST_PAGE_SIZE - 1);
-		memcpy(b->code + b->end, pi->ro_hva + b->end, GUEST_PAGE_SIZE - b->end);
-	}
+	version = code_take(b, pi);
 	block_decode(b);
 	if (b->count)
 		liveness(b);

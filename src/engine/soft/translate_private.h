@@ -162,6 +162,7 @@ struct stub {
 	uint8_t *retry;		/* MISS, FPU */
 };
 #define STUB_MAX 512
+#define DECODE_MEMO 128		/* a power of two */
 
 struct block_build {
 	struct vcpu *v;
@@ -173,6 +174,9 @@ struct block_build {
 	unsigned word;			/* bytes of a pointer or stack slot: 8 or 4 */
 	uint8_t code[GUEST_PAGE_SIZE + 16];	/* the guest's page, what was watched of it */
 	unsigned start, end;		/* offsets */
+	/* What was decoded of `code`: most offsets are asked for more than once. */
+	struct decode_memo { uint32_t stamp; uint16_t offset; bool ok; struct insn in; } memo[DECODE_MEMO];
+	uint32_t stamp;			/* of the memo's valid entries */
 	uint32_t index;			/* of the block */
 	struct block_insn insns[BLOCK_INSNS];
 	unsigned count;

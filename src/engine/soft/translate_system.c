@@ -253,19 +253,20 @@ static enum insn_result base_translate(struct block_build *b, struct block_insn 
  */
 void system_emit_visits(struct vcpu *v, struct emitter *e)
 {
-	static const uint8_t saved[] = { H_RCX, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11 };
+	static const uint8_t saved[] = { H_RCX, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11, H_RBP };
 
 	trans_of(v)->visit_tsc = e->p;
-	for (unsigned i = 0; i < sizeof saved; i++)	/* 7, and 16 bytes: the stack is aligned then */
+	for (unsigned i = 0; i < sizeof saved; i++)
 		emit_push_reg(e, saved[i], false);
-	e2(e, 0x48, 0x83), e2(e, 0xec, 16);		/* sub rsp, 16 */
+	e3(e, 0x48, 0x89, 0xe5);			/* mov rbp, rsp */
+	e2(e, 0x48, 0x83), e2(e, 0xe4, 0xf0);		/* and rsp, -16 */
 	emit_mov_imm(e, H_RDI, (uint64_t)(uintptr_t)v);
 	emit_mov_imm(e, H_RAX, (uint64_t)(uintptr_t)soft_tsc);
 	e2(e, 0xff, 0xd0);				/* call rax */
 	emit_op_reg(e, true, 0x89, H_RAX, H_RDX);
 	e2(e, 0x48, 0xc1), e2(e, 0xea, 32);		/* shr rdx, 32 */
 	emit_op_reg(e, false, 0x89, H_RAX, H_RAX);
-	e2(e, 0x48, 0x83), e2(e, 0xc4, 16);		/* add rsp, 16 */
+	e3(e, 0x48, 0x89, 0xec);			/* mov rsp, rbp */
 	for (unsigned i = sizeof saved; i-- > 0; )
 		emit_push_reg(e, saved[i], true);
 	e1(e, 0xc3);
