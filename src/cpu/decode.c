@@ -79,8 +79,11 @@ static bool prefix_take(struct decoder *d, uint8_t b)
 	case 0x66: in->p66 = true; break;
 	case 0x67: in->addrsize = 0; break;	/* toggled when all are known */
 	case 0xf0: in->lock = true; break;
-	case 0xf2: in->repne = true; d->last_rep = b; break;
-	case 0xf3: in->rep = true; d->last_rep = b; break;
+	case 0xf2: case 0xf3:
+		in->rep = b == 0xf3;
+		in->repne = b == 0xf2;
+		d->last_rep = b;
+		break;
 	case 0x26: case 0x2e: case 0x36: case 0x3e:
 		if (d->mode != INSN_64)		/* ignored there, 3.4.2.1 */
 			in->seg_override = (b >> 3) & 3;
@@ -588,6 +591,7 @@ static bool decode(struct decoder *d)
 	operand_size_set(d);
 	if (takes_memory_by_modrm(in) && !modrm_memory_take(d))
 		return false;
+	in->imm_at = d->pos;
 	if (!operands_take(d))
 		return false;
 	if (!restrictions_hold(d))

@@ -55,6 +55,7 @@ struct x86_opcode;
 struct insn {
 	uint16_t op;			/* enum x86_op */
 	uint8_t len;			/* bytes, 1..15 */
+	uint8_t imm_at;			/* where the immediates begin; len: there are none */
 	uint8_t map;			/* 0 one-byte, 1 0F, 2 0F38, 3 0F3A */
 	uint8_t opcode;			/* last opcode byte */
 	uint8_t modrm; bool has_modrm;
@@ -63,7 +64,7 @@ struct insn {
 	uint8_t vvvv;			/* VEX second source register */
 	uint8_t opsize;			/* effective operand size 2, 4, 8 */
 	uint8_t addrsize;		/* 2, 4, 8 */
-	bool p66, lock, rep, repne;	/* rep: F3, repne: F2 seen (also when mandatory) */
+	bool p66, lock, rep, repne;	/* rep: F3, repne: F2, the last of them (also when mandatory) */
 	uint8_t mandatory;		/* prefix consumed as part of the opcode: 0, 0x66, 0xf3, 0xf2 */
 	uint8_t seg_override;		/* SEG_* or SEG_NONE */
 	uint8_t nops;

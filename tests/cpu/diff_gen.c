@@ -171,8 +171,23 @@ static void encode_vex(struct gen *g, const struct x86_opcode *r, uint8_t **p)
 	*(*p)++ = (uint8_t)(w << 7 | vvvv << 3 | l << 2 | pp);
 }
 
+/* Prefixes that the next ones undo: REX not right before the opcode, F2 and F3 before the other. */
+static void encode_dead(struct gen *g, bool rep, uint8_t **p)
+{
+	if (one_in(g, 4))
+		*(*p)++ = one_in(g, 2) ? 0x2e : 0x3e;
+	if (rep && one_in(g, 2))
+		*(*p)++ = one_in(g, 2) ? 0xf2 : 0xf3;
+	*(*p)++ = (uint8_t)(0x40 | below(g, 16));
+	if (one_in(g, 2))
+		*(*p)++ = one_in(g, 2) ? 0x2e : 0x3e;
+}
+
 static void encode_legacy(struct gen *g, const struct x86_opcode *r, uint8_t **p)
 {
+	bool rep = r->trans == TRANS_STRING || r->prefixes == PREFIX_F2 || r->prefixes == PREFIX_F3;
+	if (one_in(g, 16))
+		encode_dead(g, rep, p);
 	if (one_in(g, 16))
 		*(*p)++ = one_in(g, 2) ? 0x64 : 0x65;
 	if (one_in(g, 24))

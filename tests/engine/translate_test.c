@@ -467,6 +467,33 @@ static void test_underflow(void **state)
 	machine_fini(&m);
 }
 
+/* A REX that is not right before the opcode is none, and F3 behind F2 is the one that counts: the bytes that are copied
+ * must be the immediate and nothing before it, or they would run on the host. */
+static void test_dead_prefixes(void **state)
+{
+	static const uint8_t code[] = {
+		0xbb, 0x00, 0x00, 0x20, 0x00,			/* mov ebx, DATA */
+		0x31, 0xc0,					/* xor eax, eax */
+		0x4f, 0x66, 0xc7, 0x03, 0x34, 0x12,		/* mov word [rbx], 0x1234 */
+		0x48, 0x2e, 0x4c, 0x66, 0x81, 0x43, 0x04, 0x34, 0x12,	/* add word [rbx + 4], 0x1234 */
+		0xf2, 0x48, 0xf3, 0x0f, 0x10, 0x03,		/* movss xmm0, [rbx] */
+		0xf4,
+	};
+	for (unsigned translate = 0; translate < 2; translate++) {
+		struct machine m;
+		struct x86_state s;
+
+		machine_init(&m, !translate);
+		memset(ram(&m, DATA), 0, 16);
+		run_bytes(&m, code, sizeof code, &s);
+		assert_int_equal(s.activity, ACTIVITY_HALTED);
+		assert_int_equal(s.gpr[REG_RAX], 0);
+		assert_int_equal(*(uint64_t *)ram(&m, DATA), 0x123400001234ull);
+		assert_int_equal(s.fpu.xmm[0].q[0], 0x1234);
+		machine_fini(&m);
+	}
+}
+
 /* Code that rewrites an instruction ahead of it in its own block, then one behind, in a loop. */
 static void test_changed_code(void **state)
 {
@@ -526,6 +553,7 @@ int main(void)
 		cmocka_unit_test(test_random_integer),
 		cmocka_unit_test(test_fp),
 		cmocka_unit_test(test_underflow),
+		cmocka_unit_test(test_dead_prefixes),
 		cmocka_unit_test(test_changed_code),
 		cmocka_unit_test(test_isolation),
 	};

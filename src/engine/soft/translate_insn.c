@@ -16,41 +16,6 @@ struct fields {
 	bool force_rex, no_rex;
 };
 
-/* Where the immediate bytes lie: what follows ModR/M, SIB and displacement. */
-static void find_immediate(const struct insn *in, const uint8_t *p, struct fields *f)
-{
-	unsigned i = 0;
-
-	for (;; i++) {
-		uint8_t c = p[i];
-		if (c == 0x66 || c == 0x67 || c == 0xf0 || c == 0xf2 || c == 0xf3 || c == 0x2e || c == 0x36 ||
-		    c == 0x3e || c == 0x26 || c == 0x64 || c == 0x65)
-			continue;
-		break;
-	}
-	if (in->vex)
-		i += p[i] == 0xc5 ? 3 : 4;
-	else {
-		if (in->rex)
-			i++;
-		i += in->map == 0 ? 1 : in->map == 1 ? 2 : 3;
-	}
-	if (in->has_modrm) {
-		unsigned mod = in->modrm >> 6, rm = in->modrm & 7;
-		i++;
-		if (mod != 3) {
-			bool disp32 = mod == 2 || (mod == 0 && rm == 5);
-			if (rm == 4) {
-				disp32 = disp32 || (mod == 0 && (p[i] & 7) == 5);
-				i++;
-			}
-			i += disp32 ? 4 : mod == 1 ? 1 : 0;
-		}
-	}
-	f->imm = p + i;
-	f->imm_len = in->len - i;
-}
-
 static void fields_find(const struct insn *in, struct fields *f)
 {
 	f->reg_op = f->rm_op = f->vvvv_op = f->opreg_op = f->mem_op = -1;
@@ -211,7 +176,8 @@ static enum insn_result copy_translate(struct block_build *b, struct block_insn 
 	struct host_mem m;
 
 	fields_find(in, &f);
-	find_immediate(in, b->code + bi->offset, &f);
+	f.imm = b->code + bi->offset + in->imm_at;
+	f.imm_len = in->len - in->imm_at;
 	if (f.mem_op >= 0) {
 		unsigned spare;
 		if (!mem_translatable(b, in) || f.no_rex)
@@ -590,7 +556,7 @@ static enum insn_result copy_checked(struct block_build *b, struct block_insn *b
 
 	if (in->op == X86_MOV && (in->ops[0].kind == OPK_MOFFS || in->ops[1].kind == OPK_MOFFS))
 		return moffs_translate(b, bi);
-	if (copy_refused(in) || vex_refused(b, in) || (in->rep && in->repne) || !fp_allowed(b, in) || !operand_memory(in, &size, &write))
+	if (copy_refused(in) || vex_refused(b, in) || !fp_allowed(b, in) || !operand_memory(in, &size, &write))
 		return INSN_STEP;
 	if (in->row->cls == CLASS_X87 || in->row->cls == CLASS_MMX || in->row->cls == CLASS_SSE ||
 	    in->row->cls == CLASS_AVX)
