@@ -50,6 +50,7 @@ struct engine_config {
 	uint64_t tsc_hz;	/* guest TSC frequency */
 	bool counters;		/* soft: print what each vCPU did when it is destroyed */
 	bool interpret_only;	/* soft: no translator (tests) */
+	bool host_tsc;		/* soft: the guest's TSC is the host's, plus the vCPU's offset */
 };
 
 struct engine_ops {
@@ -83,6 +84,7 @@ struct engine_irqchip_ops {
 	void (*del_irqfd)(struct engine *en, int fd, int route);
 };
 
-extern const struct engine_ops engine_soft, engine_kvm;
+/* engine_kvm_user: on hosts whose KVM emulates guest kernels; they run in software, and user code on KVM. */
+extern const struct engine_ops engine_soft, engine_kvm, engine_kvm_user;
 
 #endif

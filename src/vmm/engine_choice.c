@@ -13,7 +13,8 @@ int engine_choose(const struct engine_ops **out, const char *name, struct error 
 	if (!strcmp(name, "soft")) {
 		*out = &engine_soft;
 	} else if (!strcmp(name, "kvm")) {
-		*out = &engine_kvm;
+		kvm_probe(&probe);
+		*out = probe.emulates ? &engine_kvm_user : &engine_kvm;
 	} else if (!strcmp(name, "auto")) {
 		kvm_probe(&probe);
 		*out = probe.good ? &engine_kvm : &engine_soft;

@@ -54,7 +54,7 @@ static int vm_chips(struct engine *en, struct error *e)
 	return ret < 0 ? error_errno(e, -ret, "use --engine soft", "route KVM's interrupts") : 0;
 }
 
-static void kvm_destroy(struct engine *en)
+void kvm_engine_destroy(struct engine *en)
 {
 	if (en->soft)
 		engine_soft.destroy(en->soft);
@@ -68,7 +68,7 @@ static void kvm_destroy(struct engine *en)
 	free(en);
 }
 
-static int kvm_create(struct engine **out, const struct engine_config *cfg, struct error *e)
+int kvm_engine_create(struct engine **out, const struct engine_config *cfg, bool user_only, struct error *e)
 {
 	struct engine *en = calloc(1, sizeof(*en));
 	struct engine_config soft;
@@ -78,27 +78,34 @@ static int kvm_create(struct engine **out, const struct engine_config *cfg, stru
 		return error_set(e, ENOMEM, NULL, "create the KVM engine", "out of memory");
 	en->dev_fd = en->vm_fd = -1;
 	en->cfg = *cfg;
+	en->user_only = en->logging = user_only;
 	en->start_ns = clock_now_ns();
 	pthread_mutex_init(&en->route_lock, NULL);
 	pthread_mutex_init(&en->soft_lock, NULL);
 	pthread_mutex_init(&en->slot_lock, NULL);
 	kick_prepare();
 	ret = vm_open(en, e);
-	if (!ret)
+	if (!ret && !user_only)
 		ret = vm_chips(en, e);
 	if (!ret && (ret = kvm_slots_update(en)) < 0)
 		ret = error_errno(e, -ret, "use --engine soft", "give KVM the guest's memory");
 	soft = *cfg;
-	soft.interpret_only = true;
+	soft.interpret_only |= !user_only;
+	soft.host_tsc = user_only;
 	if (!ret)
 		ret = engine_soft.create(&en->soft, &soft, e);
 	if (ret) {
-		kvm_destroy(en);
+		kvm_engine_destroy(en);
 		return ret;
 	}
 	kvm_listen(en);
 	*out = en;
 	return 0;
+}
+
+static int kvm_create(struct engine **out, const struct engine_config *cfg, struct error *e)
+{
+	return kvm_engine_create(out, cfg, false, e);
 }
 
 uint64_t kvm_tsc_base(const struct engine *en)
@@ -112,7 +119,7 @@ static uint64_t kvm_tsc(struct vcpu *v) { return kvm_tsc_base(v->en) + v->tsc_of
 const struct engine_ops engine_kvm = {
 	.name = "kvm",
 	.create = kvm_create,
-	.destroy = kvm_destroy,
+	.destroy = kvm_engine_destroy,
 	.vcpu_create = kvm_vcpu_create,
 	.vcpu_destroy = kvm_vcpu_destroy,
 	.run = kvm_vcpu_run,

@@ -5,6 +5,7 @@
  *   vcpu.c     run loop, exits, kicks        cpuid.c     what KVM is told of the CPU model
  *   irqchip.c  lines, MSIs, eventfds         state.c     x86_state <-> KVM
  *   fallback.c, fallback_soft.c              instructions KVM gives up on, by the interpreter
+ *   user*.c                                  the other engine: only user code in KVM (user.h)
  */
 #ifndef VIXEN_ENGINE_KVM_PRIVATE_H
 #define VIXEN_ENGINE_KVM_PRIVATE_H
@@ -28,6 +29,7 @@ struct engine {
 	int dev_fd, vm_fd;
 	size_t run_bytes;
 	struct engine_config cfg;
+	bool user_only;			/* engine_kvm_user: no irqchip, and the software engine runs kernels */
 	bool fails_to_us;		/* KVM leaves every failed emulation to us, and raises nothing itself */
 	uint64_t tsc_hz, start_ns;
 	unsigned nmsrs;			/* those of the state that this host's KVM has */
@@ -38,7 +40,7 @@ struct engine {
 	pthread_mutex_t route_lock;		/* route */
 	struct { bool used; uint64_t gpa; uint32_t data; } route[KVM_ROUTES];
 	pthread_mutex_t soft_lock;		/* soft */
-	struct engine *soft;			/* the interpreter's engine */
+	struct engine *soft;			/* the interpreter's engine; user_only: all of it */
 };
 
 struct vcpu {
@@ -51,6 +53,7 @@ struct vcpu {
 	bool unfinished;		/* an I/O exit that KVM completes on the next entry */
 	uint64_t tsc_offset;
 	struct vcpu *soft;
+	struct user_cpu *user;		/* user_only */
 	_Atomic uint64_t fallbacks;	/* instructions that the interpreter executed */
 };
 
@@ -60,6 +63,7 @@ int kvm_routes_commit(struct engine *en);
 /* slots.c */
 int kvm_slots_update(struct engine *en);
 void kvm_listen(struct engine *en);
+void kvm_dirty_collect(struct engine *en);	/* what KVM's log has goes into the map's; written code is reported */
 
 int kvm_cpuid_set(struct vcpu *v);
 
@@ -68,6 +72,12 @@ void kvm_get_state(struct vcpu *v, struct x86_state *out);
 void kvm_set_state(struct vcpu *v, const struct x86_state *in);
 /* Writes what differs between the two. */
 void kvm_set_changes(struct vcpu *v, const struct x86_state *old, const struct x86_state *in);
+void kvm_regs_get(struct vcpu *v, struct x86_state *s);
+void kvm_regs_set(struct vcpu *v, const struct x86_state *s);
+void kvm_fpu_get(struct vcpu *v, struct x86_state *s);
+void kvm_fpu_set(struct vcpu *v, const struct x86_state *s);
+struct x86_segment kvm_seg_get(const struct kvm_segment *k);
+struct kvm_segment kvm_seg_set(const struct x86_segment *s);
 uint8_t kvm_get_cr8(struct vcpu *v);
 void kvm_set_cr8(struct vcpu *v, uint8_t cr8);
 uint64_t kvm_tsc_base(const struct engine *en);
@@ -82,5 +92,10 @@ int kvm_vcpu_create(struct vcpu **out, struct engine *en, const struct vcpu_wiri
 void kvm_vcpu_destroy(struct vcpu *v);
 enum exit_reason kvm_vcpu_run(struct vcpu *v, struct error *e);
 void kvm_vcpu_kick(struct vcpu *v);
+/* Carries out an I/O or MMIO exit and lets KVM complete the instruction. */
+void kvm_exit_device(struct vcpu *v);
+
+int kvm_engine_create(struct engine **out, const struct engine_config *cfg, bool user_only, struct error *e);
+void kvm_engine_destroy(struct engine *en);
 
 #endif

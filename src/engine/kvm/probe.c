@@ -22,6 +22,7 @@
 #define SLICE_NS 10000000
 #define TRIES 3			/* the host may be busy */
 #define USEFUL 100000000ull	/* instructions per second; hardware does thousands of millions */
+#define EMULATED 20000000ull	/* fewer come from an emulator */
 
 enum { CODE = 0x1000, GDT = 0x2000, IDT = 0x3000, DATA = 0x4000, XSAVE = 0x5000, STACK = 0x7000, TABLES = 0x10000 };
 enum mode { MODE_REAL, MODE_PROTECTED, MODE_LONG, MODES };
@@ -181,6 +182,7 @@ static void judge(struct probe *p, struct kvm_probe *out)
 	uint64_t lost = p->v->fallbacks, mips = p->slowest / 1000000;
 
 	out->good = !lost && p->slowest >= USEFUL;
+	out->emulates = lost || p->slowest < EMULATED;
 	if (out->good)
 		snprintf(out->found, sizeof(out->found), "/dev/kvm runs guest code in all modes, at hardware speed");
 	else

@@ -6,6 +6,7 @@
 
 struct kvm_probe {
 	bool good;		/* --engine auto takes it */
+	bool emulates;		/* kernels, rather than run them: engine_kvm_user is for such */
 	char found[160];	/* in words, for vixen doctor */
 };
 

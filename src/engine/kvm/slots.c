@@ -23,11 +23,20 @@ static void mark_all(struct engine *en, const struct ram_slot *s)
 		map_mark_dirty(en->cfg.map, first + (uint32_t)i);
 }
 
+static void page_written(struct engine *en, const struct ram_slot *s, uint64_t page)
+{
+	uint64_t gpa = s->gpa + page * GUEST_PAGE_SIZE;
+	uint32_t ram_page = map_page(en->cfg.map, gpa).ram_page;
+
+	map_mark_dirty(en->cfg.map, ram_page);
+	if (map_code_test(en->cfg.map, ram_page))
+		map_wrote(en->cfg.map, gpa, GUEST_PAGE_SIZE);
+}
+
 static void mark_logged(struct engine *en, unsigned slot)
 {
 	const struct ram_slot *s = &en->slot[slot].ram;
 	uint64_t words = (s->size_bytes / GUEST_PAGE_SIZE + 63) / 64;
-	uint32_t first = map_page(en->cfg.map, s->gpa).ram_page;
 	uint64_t *bits = calloc(words, 8);
 	struct kvm_dirty_log log = { .slot = slot, .dirty_bitmap = bits };
 
@@ -38,7 +47,7 @@ static void mark_logged(struct engine *en, unsigned slot)
 	}
 	for (uint64_t w = 0; w < words; w++)
 		for (uint64_t left = bits[w]; left; left &= left - 1)
-			map_mark_dirty(en->cfg.map, first + (uint32_t)(64 * w) + (uint32_t)__builtin_ctzll(left));
+			page_written(en, s, 64 * w + (unsigned)__builtin_ctzll(left));
 	free(bits);
 }
 
@@ -136,10 +145,10 @@ static void log_start(struct engine *en)
 	}
 }
 
-static void dirty_collect(void *opaque)
-{
-	struct engine *en = opaque;
+static void dirty_collect(void *opaque) { kvm_dirty_collect(opaque); }
 
+void kvm_dirty_collect(struct engine *en)
+{
 	pthread_mutex_lock(&en->slot_lock);
 	if (!en->logging) {
 		log_start(en);

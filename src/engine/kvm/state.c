@@ -102,7 +102,7 @@ static void tsc_set(struct vcpu *v, const struct x86_state *s)
 
 /* --- segments --- */
 
-static struct x86_segment seg_get(const struct kvm_segment *k)
+struct x86_segment kvm_seg_get(const struct kvm_segment *k)
 {
 	return (struct x86_segment){
 		.base = k->base, .limit = k->limit, .selector = k->selector,
@@ -111,7 +111,7 @@ static struct x86_segment seg_get(const struct kvm_segment *k)
 	};
 }
 
-static struct kvm_segment seg_set(const struct x86_segment *s)
+struct kvm_segment kvm_seg_set(const struct x86_segment *s)
 {
 	uint16_t a = s->attr;
 	return (struct kvm_segment){
@@ -133,9 +133,9 @@ static void sregs_get(struct vcpu *v, struct x86_state *s)
 
 	ASSERT(ioctl(v->fd, KVM_GET_SREGS, &k) == 0);
 	for (unsigned i = 0; i < SEG_COUNT; i++)
-		s->seg[i] = seg_get(sreg_of(&k, i));
-	s->ldtr = seg_get(&k.ldt);
-	s->tr = seg_get(&k.tr);
+		s->seg[i] = kvm_seg_get(sreg_of(&k, i));
+	s->ldtr = kvm_seg_get(&k.ldt);
+	s->tr = kvm_seg_get(&k.tr);
 	s->gdtr = (struct x86_table){ k.gdt.base, k.gdt.limit };
 	s->idtr = (struct x86_table){ k.idt.base, k.idt.limit };
 	s->cr0 = k.cr0;
@@ -153,9 +153,9 @@ static void sregs_set(struct vcpu *v, const struct x86_state *s)
 
 	ASSERT(ioctl(v->fd, KVM_GET_SREGS, &k) == 0);
 	for (unsigned i = 0; i < SEG_COUNT; i++)
-		*sreg_of(&k, i) = seg_set(&s->seg[i]);
-	k.ldt = seg_set(&s->ldtr);
-	k.tr = seg_set(&s->tr);
+		*sreg_of(&k, i) = kvm_seg_set(&s->seg[i]);
+	k.ldt = kvm_seg_set(&s->ldtr);
+	k.tr = kvm_seg_set(&s->tr);
 	k.gdt = (struct kvm_dtable){ .base = s->gdtr.base, .limit = s->gdtr.limit };
 	k.idt = (struct kvm_dtable){ .base = s->idtr.base, .limit = s->idtr.limit };
 	k.cr0 = s->cr0;
@@ -173,7 +173,7 @@ static void sregs_set(struct vcpu *v, const struct x86_state *s)
 static const uint8_t gpr_order[REG_COUNT] = { REG_RAX, REG_RBX, REG_RCX, REG_RDX, REG_RSI, REG_RDI, REG_RSP, REG_RBP,
 	REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
 
-static void regs_get(struct vcpu *v, struct x86_state *s)
+void kvm_regs_get(struct vcpu *v, struct x86_state *s)
 {
 	struct kvm_regs k;
 
@@ -184,7 +184,7 @@ static void regs_get(struct vcpu *v, struct x86_state *s)
 	s->rflags = k.rflags;
 }
 
-static void regs_set(struct vcpu *v, const struct x86_state *s)
+void kvm_regs_set(struct vcpu *v, const struct x86_state *s)
 {
 	struct kvm_regs k = { .rip = s->rip, .rflags = s->rflags };
 
@@ -198,7 +198,7 @@ static void regs_set(struct vcpu *v, const struct x86_state *s)
 /* Up to AVX the standard format is the same everywhere, and no model of ours has more; behind it AMD and Intel differ. */
 #define XSAVE_SHARED 832
 
-static void fpu_get(struct vcpu *v, struct x86_state *s)
+void kvm_fpu_get(struct vcpu *v, struct x86_state *s)
 {
 	struct kvm_xsave x;
 	struct kvm_xcrs c = { 0 };
@@ -212,7 +212,7 @@ static void fpu_get(struct vcpu *v, struct x86_state *s)
 		s->xcr0 = 1;
 }
 
-static void fpu_set(struct vcpu *v, const struct x86_state *s)
+void kvm_fpu_set(struct vcpu *v, const struct x86_state *s)
 {
 	struct kvm_xcrs c = { .nr_xcrs = 1, .xcrs[0].value = s->xcr0 ? s->xcr0 : 1 };
 	struct kvm_xsave x = { 0 };
@@ -321,11 +321,11 @@ static void activity_set(struct vcpu *v, const struct x86_state *s)
 void kvm_get_state(struct vcpu *v, struct x86_state *out)
 {
 	memset(out, 0, sizeof(*out));
-	regs_get(v, out);
+	kvm_regs_get(v, out);
 	sregs_get(v, out);
 	msrs_get(v, out);
 	tsc_get(v, out);
-	fpu_get(v, out);
+	kvm_fpu_get(v, out);
 	debug_get(v, out);
 	events_get(v, out);
 	activity_get(v, out);
@@ -334,10 +334,10 @@ void kvm_get_state(struct vcpu *v, struct x86_state *out)
 void kvm_set_state(struct vcpu *v, const struct x86_state *in)
 {
 	sregs_set(v, in);
-	regs_set(v, in);
+	kvm_regs_set(v, in);
 	msrs_set(v, NULL, in);
 	tsc_set(v, in);
-	fpu_set(v, in);
+	kvm_fpu_set(v, in);
 	debug_set(v, in);
 	activity_set(v, in);
 	events_set(v, in);
@@ -355,11 +355,11 @@ void kvm_set_changes(struct vcpu *v, const struct x86_state *old, const struct x
 {
 	if (sregs_differ(old, in))
 		sregs_set(v, in);
-	regs_set(v, in);
+	kvm_regs_set(v, in);
 	msrs_set(v, old, in);
 	tsc_set(v, in);
 	if (old->xcr0 != in->xcr0 || memcmp(&old->fpu, &in->fpu, sizeof(in->fpu)))
-		fpu_set(v, in);
+		kvm_fpu_set(v, in);
 	if (memcmp(old->dr, in->dr, sizeof(in->dr)))
 		debug_set(v, in);
 	if (old->activity != in->activity)

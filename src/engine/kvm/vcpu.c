@@ -25,7 +25,7 @@ static void tsc_start(struct vcpu *v)
 	struct engine *en = v->en;
 	int khz;
 
-	if (en->cfg.tsc_hz)
+	if (en->cfg.tsc_hz && !en->user_only)
 		ioctl(v->fd, KVM_SET_TSC_KHZ, (unsigned long)(en->cfg.tsc_hz / 1000));
 	khz = ioctl(v->fd, KVM_GET_TSC_KHZ, 0);
 	if (khz > 0 && !en->tsc_hz)
@@ -127,6 +127,19 @@ static void exit_mmio(struct vcpu *v)
 		}
 	}
 	v->unfinished = true;
+}
+
+void kvm_exit_device(struct vcpu *v)
+{
+	do {
+		if (v->run->exit_reason == KVM_EXIT_IO)
+			exit_io(v);
+		else
+			exit_mmio(v);
+		v->unfinished = false;
+		__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	} while (ioctl(v->fd, KVM_RUN, 0) == 0 &&
+		 (v->run->exit_reason == KVM_EXIT_IO || v->run->exit_reason == KVM_EXIT_MMIO));
 }
 
 /* True: run() returns *why. */

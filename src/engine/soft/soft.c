@@ -406,6 +406,7 @@ static int soft_create(struct engine **out, const struct engine_config *cfg, str
 	en->tsc_hz = cfg->tsc_hz ? cfg->tsc_hz : 1000000000;
 	en->tsc_scale = (uint64_t)(((unsigned __int128)en->tsc_hz << TSC_SHIFT) / 1000000000u);
 	en->tsc_start_ns = clock_now_ns();
+	en->host_tsc = cfg->host_tsc;
 	en->ram_pages = map_ram_pages(cfg->map);
 	bytes = (en->ram_pages + 1) * sizeof(*en->code);
 	en->code = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -503,14 +504,16 @@ static void soft_set_state(struct vcpu *v, const struct x86_state *in)
 	interp_of(v)->check_events = true;
 }
 
-/* The guest TSC runs at tsc_hz from the engine's creation, plus the vCPU's offset. clock_gettime() is the vDSO's, or a
- * system call: neither touches vector registers (tests/engine/translate_test.c holds it to that). */
+/* The guest TSC runs at tsc_hz from the engine's creation, or is the host's; plus the vCPU's offset. clock_gettime() is
+ * the vDSO's, or a system call: neither touches vector registers (tests/engine/translate_test.c holds it to that). */
 __attribute__((target("general-regs-only"))) uint64_t soft_tsc(struct vcpu *v)
 {
 	const struct soft_engine *en = v->en;
 	struct timespec t;
 	uint64_t ns;
 
+	if (en->host_tsc)
+		return __builtin_ia32_rdtsc() + v->s.tsc_offset;
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec - en->tsc_start_ns;
 	return (uint64_t)((unsigned __int128)ns * en->tsc_scale >> TSC_SHIFT) + v->s.tsc_offset;

@@ -34,6 +34,7 @@ struct soft_engine {
 	bool counters, interpret_only;
 	uint64_t tsc_hz, tsc_start_ns;
 	uint64_t tsc_scale;		/* ticks per ns, times 2^TSC_SHIFT */
+	bool host_tsc;
 	pthread_mutex_t split_lock;	/* LOCKed accesses that no single host instruction can do */
 	struct translator *translator;	/* NULL: interpret only */
 	struct fp_stubs *fp_stubs;	/* engine/soft/fp_stub.h */
