@@ -163,9 +163,9 @@ static bool mode_run(struct probe *p, enum mode mode, struct kvm_probe *out)
 {
 	struct x86_state *s = aligned_alloc(64, sizeof(*s));
 	uint64_t best = 0, rate = 0;
-	bool right = s;
+	bool right = false;
 
-	for (unsigned i = 0; i < TRIES && right && best < USEFUL; i++) {
+	for (unsigned i = 0; i < TRIES && s && (!right || best < USEFUL); i++) {
 		right = slice_run(p, mode, s, &rate) && rate && (mode != MODE_LONG || long_right(p, s));
 		best = rate > best ? rate : best;
 	}
@@ -182,7 +182,6 @@ static void judge(struct probe *p, struct kvm_probe *out)
 	uint64_t lost = p->v->fallbacks, mips = p->slowest / 1000000;
 
 	out->good = !lost && p->slowest >= USEFUL;
-	out->emulates = lost || p->slowest < EMULATED;
 	if (out->good)
 		snprintf(out->found, sizeof(out->found), "/dev/kvm runs guest code in all modes, at hardware speed");
 	else
@@ -246,6 +245,7 @@ void kvm_probe(struct kvm_probe *out)
 			right = mode_run(&p, m, out);
 		if (right)
 			judge(&p, out);
+		out->emulates = p.v->fallbacks || p.slowest < EMULATED;
 	}
 	probe_free(&p);
 }

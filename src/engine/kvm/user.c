@@ -19,6 +19,7 @@
 #include "host/loop.h"
 
 #define WAIT_MIN_NS 100000u
+#define WAIT_BUSY_NS 2000000u	/* while ticks find no user code */
 #define WAIT_MAX_NS 400000000u
 #define VISIT_MIN_NS 300000u	/* a shorter visit does not pay */
 #define EXIT_NS 80000u		/* nor one with an exit to KVM per so much time, for shadow page tables mostly */
@@ -99,8 +100,11 @@ static enum exit_reason visit(struct vcpu *v, struct error *e)
 	uint64_t start, exits;
 	bool good;
 
-	if (!user_visit_possible(u, s) || (v->w.irq_pending && v->w.irq_pending(v->w.opaque)))
+	if (!user_visit_possible(u, s) || (v->w.irq_pending && v->w.irq_pending(v->w.opaque))) {
+		if (u->wait_ns < WAIT_BUSY_NS)
+			u->wait_ns *= 2;
 		return EXIT_KICKED;
+	}
 	start = clock_now_ns();
 	exits = exits_now(u);
 	u->trap = false;
