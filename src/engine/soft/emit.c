@@ -67,6 +67,13 @@ void emit_op_reg(struct emitter *e, bool w, uint8_t opcode, unsigned reg, unsign
 	e2(e, opcode, 0xc0 | (reg & 7) << 3 | (rm & 7));
 }
 
+void emit_push(struct emitter *e, unsigned reg, bool pop)
+{
+	if (reg & 8)
+		e1(e, 0x41);
+	e1(e, (pop ? 0x58 : 0x50) | (reg & 7));
+}
+
 void emit_store_imm32(struct emitter *e, struct host_mem m, uint32_t imm)
 {
 	emit_op_mem(e, false, 0xc7, 0, m);

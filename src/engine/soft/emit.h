@@ -44,6 +44,7 @@ void emit_op_reg(struct emitter *e, bool w, uint8_t opcode, unsigned reg, unsign
 static inline void emit_load(struct emitter *e, unsigned reg, struct host_mem m) { emit_op_mem(e, true, 0x8b, reg, m); }
 static inline void emit_store(struct emitter *e, unsigned reg, struct host_mem m) { emit_op_mem(e, true, 0x89, reg, m); }
 static inline void emit_lea(struct emitter *e, unsigned reg, struct host_mem m) { emit_op_mem(e, true, 0x8d, reg, m); }
+void emit_push(struct emitter *e, unsigned reg, bool pop);
 /* mov dword [m], imm / mov byte [m], imm */
 void emit_store_imm32(struct emitter *e, struct host_mem m, uint32_t imm);
 void emit_store_imm8(struct emitter *e, struct host_mem m, uint8_t imm);

@@ -87,13 +87,13 @@ static void tlb_install(struct vcpu *v, enum tlb_mode mode, uint64_t va, const s
 	t->tag_write = tlb_invalid(tlb_index(va));
 	t->addend = (uint64_t)(uintptr_t)hva - page;
 	t->info = (t->info & ~(GUEST_PAGE_MASK | 1)) | (r->gpa & GUEST_PAGE_MASK) | (r->global ? 1 : 0);
-	if (!r->global)
-		tlb_note_local(v, mode * TLB_ENTRIES + tlb_index(va));
+	tlb_note_use(v, &interp_of(v)->walks, mode * TLB_ENTRIES + tlb_index(va), !r->global);
 	if ((write || (r->writable && r->dirty)) && pi->rw_hva && page_writable_fast(v, pi->ram_page)) {
 		map_mark_dirty(v->en->map, pi->ram_page);
 		v->counters.fills_write++;
 		t->tag_write = page;
 	}
+	tlb_remember(v, mode, va, r->global, t->addend, t->tag_write == page);
 }
 
 /* Walks for one page, installs the TLB entry, says where the bytes are. Raises #PF. */

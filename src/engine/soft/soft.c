@@ -462,7 +462,7 @@ static int soft_vcpu_create(struct vcpu **out, struct engine *eng, const struct 
 	}
 	interp_of(v)->amd = cpu_model_amd(eng->soft.model);
 	state_reset(&v->s, w->index == 0);
-	tlb_flush_all(v);
+	tlb_init(v);
 	vcpu_update_mode(v);
 	vcpu_update_system(v);
 	if (v->en->translator) {

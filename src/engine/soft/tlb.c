@@ -4,11 +4,7 @@
 
 #include "engine/soft/interp.h"
 
-#define TLB_LISTED 2u	/* in tlb_entry.info: the entry is in walk_cache.list */
-
 static struct walk_cache *walks_of(struct vcpu *v) { return &interp_of(v)->walks; }
-
-static unsigned current_pcid(const struct vcpu *v) { return v->s.cr4 & CR4_PCIDE ? v->s.cr3 & 0xfff : 0; }
 
 static void tlb_clear(struct tlb_entry *t, unsigned index)
 {
@@ -17,20 +13,6 @@ static void tlb_clear(struct tlb_entry *t, unsigned index)
 }
 
 /* --- the walk cache --- */
-
-static struct walk_entry *walk_slot(struct walk_cache *w, uint64_t va_kind, unsigned tag)
-{
-	uint64_t key = (va_kind ^ va_kind >> 12 ^ (uint64_t)tag << 40) * 0x9e3779b97f4a7c15ull;
-
-	return &w->e[key >> (64 - WALK_BITS)];
-}
-
-static bool walk_fresh(const struct walk_cache *w, const struct walk_entry *e)
-{
-	if (e->stamp <= w->flushed_all)
-		return false;
-	return e->tag == WALK_GLOBAL || (e->stamp > w->flushed_local && e->stamp > w->flushed[e->tag]);
-}
 
 static bool walk_lookup(struct walk_cache *w, uint64_t va_kind, unsigned tag, bool write, struct mmu_result *out)
 {
@@ -104,6 +86,19 @@ bool tlb_walk(struct vcpu *v, unsigned kind, uint64_t va, bool write, struct mmu
 	return true;
 }
 
+void tlb_remember(struct vcpu *v, unsigned kind, uint64_t va, bool global, uint64_t addend, bool write)
+{
+	struct walk_cache *w = walks_of(v);
+	uint64_t va_kind = (va & GUEST_PAGE_MASK) | kind;
+	unsigned tag = global ? WALK_GLOBAL : current_pcid(v);
+	struct walk_entry *e = walk_slot(w, va_kind, tag);
+
+	if (e->va_kind != va_kind || e->tag != tag || !walk_fresh(w, e))
+		return;
+	e->addend = addend;
+	e->write_stamp = write ? w->clock + 1 : 0;
+}
+
 static void walk_forget(struct walk_cache *w, uint64_t va, unsigned tag)
 {
 	for (unsigned kind = 0; kind < WALK_KINDS; kind++) {
@@ -116,22 +111,22 @@ static void walk_forget(struct walk_cache *w, uint64_t va, unsigned tag)
 
 /* --- the TLB itself --- */
 
-void tlb_note_local(struct vcpu *v, unsigned index)
+/* Calls fn for all entries that may be in use. */
+static void tlb_sweep(struct vcpu *v, void (*fn)(struct tlb_entry *t, unsigned index, uint64_t arg), uint64_t arg)
 {
 	struct walk_cache *w = walks_of(v);
-	struct tlb_entry *t = &v->tlb[0][0] + index;
+	unsigned group = TLB_ENTRIES / 64;
 
-	if (t->info & TLB_LISTED)
-		return;
-	if (w->list_count < TLB_LIST) {
-		w->list[w->list_count++] = index;
-		t->info |= TLB_LISTED;
-	} else {
-		w->list_count = TLB_LIST + 1;
+	for (unsigned m = 0; m < TLB_MODES; m++) {
+		for (uint64_t bits = w->touched[m]; bits; bits &= bits - 1) {
+			unsigned first = (unsigned)__builtin_ctzll(bits) * group;
+			for (unsigned i = first; i < first + group; i++)
+				fn(&v->tlb[m][i], i, arg);
+		}
 	}
 }
 
-static void local_forget(struct tlb_entry *t, unsigned index)
+static void local_forget(struct tlb_entry *t, unsigned index, uint64_t unused)
 {
 	t->info &= ~(uint64_t)TLB_LISTED;
 	if (!(t->info & 1))
@@ -145,27 +140,36 @@ static void drop_local(struct vcpu *v)
 
 	v->counters.local_entries += w->list_count;
 	if (w->list_count > TLB_LIST)
-		for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++)
-			local_forget(&t[i], i);
+		tlb_sweep(v, local_forget, 0);
 	else
 		for (unsigned i = 0; i < w->list_count; i++)
-			local_forget(&t[w->list[i]], w->list[i]);
+			local_forget(&t[w->list[i]], w->list[i], 0);
 	w->list_count = 0;
 	interp_of(v)->epoch_local++;
 	interp_of(v)->fetch_epoch++;
 	interp_of(v)->stop_block = true;
 }
 
+static void entry_forget(struct tlb_entry *t, unsigned index, uint64_t unused)
+{
+	t->info = 0;
+	tlb_clear(t, index);
+}
+
+void tlb_init(struct vcpu *v)
+{
+	for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++)
+		entry_forget(&v->tlb[0][0] + i, i, 0);
+	tlb_flush_all(v);
+}
+
 void tlb_flush_all(struct vcpu *v)
 {
 	struct walk_cache *w = walks_of(v);
-	struct tlb_entry *t = &v->tlb[0][0];
 
 	v->counters.flush_all++;
-	for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++) {
-		t[i].info = 0;
-		tlb_clear(&t[i], i);
-	}
+	tlb_sweep(v, entry_forget, 0);
+	memset(w->touched, 0, sizeof(w->touched));
 	w->list_count = 0;
 	w->flushed_all = ++w->clock;
 	memset(w->large, 0, sizeof(w->large));
@@ -238,11 +242,16 @@ void tlb_flush_pcid(struct vcpu *v, unsigned pcid)
 		drop_local(v);
 }
 
+static void write_forget(struct tlb_entry *t, unsigned index, uint64_t hva)
+{
+	if (!hva || t->tag_write + t->addend == hva)
+		t->tag_write = tlb_invalid(index);
+}
+
 void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva)
 {
-	struct tlb_entry *t = &v->tlb[0][0];
+	struct walk_cache *w = walks_of(v);
 
-	for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++, t++)
-		if (!rw_hva || t->tag_write + t->addend == (uint64_t)(uintptr_t)rw_hva)
-			t->tag_write = tlb_invalid(i % TLB_ENTRIES);
+	w->writes_dropped = ++w->clock;
+	tlb_sweep(v, write_forget, (uint64_t)(uintptr_t)rw_hva);
 }

@@ -5,8 +5,9 @@
  *   walk cache   results of walks, tagged by PCID: they outlive CR3 writes that keep them (SDM vol. 3 4.10)
  *
  * An entry bears the clock of its fill and counts while no flush that concerns it is younger, so that flushes of
- * a PCID or of everything cost nothing. It holds guest-physical addresses only: what depends on the host (RAM or
- * device, code pages, dirty log) is asked anew when vcpu.tlb is filled from it.
+ * a PCID or of everything cost nothing. Of what depends on the host it holds two things that vcpu.tlb was told:
+ * where the page lies (a change of the map flushes everything), and that it may be written past the slow path
+ * (until anybody asks for such permissions back: then no older one counts).
  */
 #ifndef VIXEN_ENGINE_SOFT_TLB_H
 #define VIXEN_ENGINE_SOFT_TLB_H
@@ -27,15 +28,20 @@ struct walk_entry {
 	uint64_t va_kind;	/* page, and enum above in bits 3..0 */
 	uint64_t gpa;		/* page, and WALK_* flags below */
 	uint64_t stamp;		/* 0: unused */
+	uint64_t addend;	/* as tlb_entry's; 0: not known */
+	uint64_t write_stamp;	/* when tag_write was set, 0: it was not */
 	uint32_t tag;		/* PCID or WALK_GLOBAL */
 };
 enum { WALK_WRITABLE = 1, WALK_DIRTY = 2, WALK_IS_GLOBAL = 4 };
+#define TLB_LISTED 2u		/* in tlb_entry.info: the entry is in walk_cache.list */
 
 struct walk_cache {
 	struct walk_entry e[WALK_ENTRIES];
 	uint64_t clock;				/* counts flushes */
 	uint64_t flushed_all, flushed_local;	/* when: everything, all that is not global */
 	uint64_t flushed[WALK_PCIDS];
+	uint64_t writes_dropped;		/* when write permissions were last asked back */
+	uint64_t touched[TLB_MODES];		/* groups of TLB_ENTRIES / 64 entries of vcpu.tlb that may be in use */
 	/* Where pages larger than 4 KiB were met: INVLPG of any address in one takes all of it along.
 	 * Bit filters by 2 MiB (4 MiB counts as two) and by 1 GiB. */
 	uint64_t large[512], huge[16];
@@ -43,10 +49,48 @@ struct walk_cache {
 	unsigned list_count;			/* > TLB_LIST: any may */
 };
 
+static inline struct walk_entry *walk_slot(struct walk_cache *w, uint64_t va_kind, unsigned tag)
+{
+	uint64_t key = (va_kind ^ va_kind >> 12 ^ (uint64_t)tag << 40) * 0x9e3779b97f4a7c15ull;
+
+	return &w->e[key >> (64 - WALK_BITS)];
+}
+
+static inline bool walk_fresh(const struct walk_cache *w, const struct walk_entry *e)
+{
+	if (e->stamp <= w->flushed_all)
+		return false;
+	return e->tag == WALK_GLOBAL || (e->stamp > w->flushed_local && e->stamp > w->flushed[e->tag]);
+}
+
+static inline unsigned current_pcid(const struct vcpu *v) { return v->s.cr4 & CR4_PCIDE ? v->s.cr3 & 0xfff : 0; }
+
+/* The entry at `index` of v->tlb[0..] is about to be used; `local`: by a translation that is not global. */
+static inline void tlb_note_use(struct vcpu *v, struct walk_cache *w, unsigned index, bool local)
+{
+	struct tlb_entry *t = &v->tlb[0][0] + index;
+
+	w->touched[index / TLB_ENTRIES] |= 1ull << (index % TLB_ENTRIES / (TLB_ENTRIES / 64));
+	if (!local || (t->info & TLB_LISTED))
+		return;
+	if (w->list_count < TLB_LIST) {
+		w->list[w->list_count++] = index;
+		t->info |= TLB_LISTED;
+	} else {
+		w->list_count = TLB_LIST + 1;
+	}
+}
+
+/* Once, for zeroed memory. */
+void tlb_init(struct vcpu *v);
 /* As mmu_walk(); *out is complete only in gpa, writable, dirty and global. */
 bool tlb_walk(struct vcpu *v, unsigned kind, uint64_t va, bool write, struct mmu_result *out, uint32_t *error);
-/* The entry at `index` of v->tlb[0..] is about to hold a translation that is not global. */
-void tlb_note_local(struct vcpu *v, unsigned index);
+/* After tlb_walk(): what v->tlb was told of that page. */
+void tlb_remember(struct vcpu *v, unsigned kind, uint64_t va, bool global, uint64_t addend, bool write);
+/* For translated code: fills v->tlb[mode] for an access to `va` that missed from what is remembered; false: C has to
+ * look, by mem_fill(). Uses general registers only, so that the guest's vector state may be live (tlb_refill.c). */
+bool tlb_refill_read(struct vcpu *v, uint64_t va, unsigned mode);
+bool tlb_refill_write(struct vcpu *v, uint64_t va, unsigned mode);
 /* MOV to CR3 in effect: s.cr3 is the new one. keep: bit 63 was set with CR4.PCIDE. */
 void tlb_switch(struct vcpu *v, bool keep);
 /* INVPCID types 0 and 1. */

@@ -153,6 +153,10 @@ static void stub_emit(struct block_build *b, struct stub *s)
 	struct emitter *e = &b->e;
 
 	patch32(s->from, e->p);
+	if (s->again) {
+		emit_call_to(e, b->t->refill[b->tlb_mode][!!(s->data.flags & EXIT_WRITE)]);
+		patch32(emit_jcc(e, CC_NE), s->again);
+	}
 	if (s->flags_saved)
 		emit_flags_restore(e);
 	emit_call_to(e, b->t->exit_to[exits[s->kind]]);

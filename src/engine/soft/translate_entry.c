@@ -8,13 +8,6 @@
 
 static const uint8_t callee_saved[] = { H_RBX, H_RBP, 12, 13, 14, 15 };
 
-static void emit_push(struct emitter *e, unsigned reg, bool pop)
-{
-	if (reg & 8)
-		e1(e, 0x41);
-	e1(e, (pop ? 0x58 : 0x50) | (reg & 7));
-}
-
 void emit_flags_load(struct emitter *e)
 {
 	emit_op_mem(e, false, 0x8b, H_RAX, hm_gs(offsetof(struct vcpu, s.rflags)));

@@ -79,7 +79,7 @@ void address_translate(struct block_build *b, const struct insn *in, unsigned re
 
 /* T0 holds the linear address. Afterwards T0: offset in its page, T1: TLB index in bytes. */
 static void check(struct block_build *b, struct block_insn *bi, unsigned size, bool write, uint8_t *retry,
-		  bool flags_saved)
+		  uint8_t *again, bool flags_saved)
 {
 	struct emitter *e = &b->e;
 	uint64_t tag = write ? OFF_TLB(b->tlb_mode, tag_write) : OFF_TLB(b->tlb_mode, tag_read);
@@ -96,6 +96,7 @@ static void check(struct block_build *b, struct block_insn *bi, unsigned size, b
 	s->data.size = (uint8_t)size;
 	s->data.flags = write ? EXIT_WRITE : 0;
 	s->retry = retry;
+	s->again = again;
 	s->flags_saved = flags_saved;
 }
 
@@ -147,15 +148,16 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 	/* 32-bit addresses wrap, and registers may have upper halves: only T0 is right. */
 	bool plain = b->wide && !fs && !in->mem.rip && in->mem.base != INSN_REG_NONE && in->mem.index == INSN_REG_NONE &&
 		     host_reg_of(in->mem.base) != H_NONE;
-	uint8_t *retry = e->p;
+	uint8_t *retry = e->p, *again;
 	struct host_mem m;
 	unsigned align = insn_align(in, size);
 
 	if (live)
 		emit_flags_save(e);
+	again = e->p;
 	address_translate(b, in, H_T0, bi->offset + in->len, b->wide);
 	segment_add(b, bi, live);
-	check(b, bi, size, write, retry, live);
+	check(b, bi, size, write, retry, again, live);
 	if (align > 1) {
 		b->stubs[b->stub_count - 1].data.flags |= EXIT_ALIGNED;
 		align_check(b, bi, align, live);
@@ -190,9 +192,10 @@ struct host_mem mem_translate_bit(struct block_build *b, struct block_insn *bi, 
 	struct emitter *e = &b->e;
 	const struct insn *in = &bi->in;
 	bool wide = size == 8;
-	uint8_t *retry = e->p;
+	uint8_t *retry = e->p, *again;
 
 	emit_flags_save(e);
+	again = e->p;
 	address_translate(b, in, H_T0, bi->offset + in->len, b->wide);
 	segment_add(b, bi, true);
 	emit_guest_load(e, guest, H_T1);
@@ -200,7 +203,7 @@ struct host_mem mem_translate_bit(struct block_build *b, struct block_insn *bi, 
 		e3(e, 0x4d, 0x63, 0xff);				/* movsxd t1, t1d */
 	e3(e, 0x49, 0xc1, 0xff), e1(e, wide ? 6 : 5);			/* sar t1, 6 */
 	emit_op_mem(e, b->wide, 0x8d, H_T0, (struct host_mem){ H_T0, H_T1, wide ? 3 : 2, false, 0 });	/* lea */
-	check(b, bi, size, write, retry, true);
+	check(b, bi, size, write, retry, again, true);
 	host_address(b, write);
 	emit_guest_load(e, guest, H_T1);
 	e3(e, 0x49, 0x83, 0xe7), e1(e, wide ? 63 : 31);			/* and t1, 63 */
@@ -211,13 +214,14 @@ struct host_mem mem_translate_bit(struct block_build *b, struct block_insn *bi, 
 struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, int32_t disp, unsigned size, bool write)
 {
 	struct emitter *e = &b->e;
-	uint8_t *retry = e->p;
+	uint8_t *retry = e->p, *again;
 	bool live = bi->live_in & FLAGS_ARITH;
 
 	if (live)
 		emit_flags_save(e);
+	again = e->p;
 	emit_op_mem(e, b->wide, 0x8d, H_T0, hm_base(H_R13, disp));	/* lea */
-	check(b, bi, size, write, retry, live);
+	check(b, bi, size, write, retry, again, live);
 	if (b->wide)
 		emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
 	else
@@ -227,6 +231,37 @@ struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, in
 	if (!b->wide)
 		return hm_base(H_T0, 0);
 	return (struct host_mem){ H_R13, H_T1, 0, false, disp };
+}
+
+/* Calls tlb_refill_*() with the guest's state where it is, but for the flags: NE if the entry was filled. */
+static void emit_refill(struct emitter *e, unsigned mode, bool write)
+{
+	static const uint8_t saved[] = { H_RAX, H_RCX, H_RDX, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11 };
+	bool (*fn)(struct vcpu *, uint64_t, unsigned) = write ? tlb_refill_write : tlb_refill_read;
+	struct host_mem tag = hm_base(H_T1, (int32_t)(write ? OFF_TLB(mode, tag_write) : OFF_TLB(mode, tag_read)));
+
+	tag.gs = true;
+	for (unsigned i = 0; i < sizeof saved; i++)	/* 9: the stack is aligned then */
+		emit_push(e, saved[i], false);
+	emit_op_reg(e, true, 0x89, H_T0, H_RSI);
+	emit_op_mem(e, true, 0x03, H_RSI, tag);
+	emit_load(e, H_RDI, hm_gs(OFF_HOT(self)));
+	emit_mov_imm(e, H_RDX, mode);
+	emit_mov_imm(e, H_RAX, (uint64_t)(uintptr_t)fn);
+	e2(e, 0xff, 0xd0);			/* call rax */
+	e2(e, 0x84, 0xc0);			/* test al, al */
+	for (unsigned i = sizeof saved; i-- > 0; )
+		emit_push(e, saved[i], true);
+	e1(e, 0xc3);
+}
+
+void mem_emit_refills(struct vcpu *v, struct emitter *e)
+{
+	for (unsigned mode = 0; mode < TLB_MODES; mode++)
+		for (unsigned write = 0; write < 2; write++) {
+			trans_of(v)->refill[mode][write] = e->p;
+			emit_refill(e, mode, write);
+		}
 }
 
 /* The guest's arithmetic flags to and from hot.save_flags; RAX survives. */

@@ -103,6 +103,7 @@ struct trans_vcpu {
 	uint32_t generation;		/* bumped when all code goes */
 	const uint8_t *exit_to[TEXIT_COUNT];	/* trampolines, writable alias */
 	const uint8_t *visit_tsc;	/* called for RDTSC, likewise */
+	const uint8_t *refill[TLB_MODES][2];	/* by TLB mode, and for writing */
 	void (*enter)(struct vcpu *v, const uint8_t *target);
 	pthread_mutex_t inbox_lock;
 	uint32_t inbox[INBOX_PAGES];
@@ -160,6 +161,7 @@ struct stub {
 	struct exit_data data;
 	uint8_t *from;		/* displacement that leads here */
 	uint8_t *retry;		/* MISS, FPU */
+	uint8_t *again;		/* MISS: as retry, but flags are as they are at the check */
 };
 #define STUB_MAX 512
 #define DECODE_MEMO 128		/* a power of two */
@@ -226,6 +228,8 @@ void stack_run_translate(struct block_build *b, unsigned first, unsigned n);
 enum insn_result string_translate(struct block_build *b, struct block_insn *bi);
 
 /* --- translate_memory.c --- */
+/* The way to tlb_refill(). */
+void mem_emit_refills(struct vcpu *v, struct emitter *e);
 /* T0: linear address; n bytes from it, n in RCX elements of `size` bytes or one. Leaves the host's addend in T1. */
 void mem_check_run(struct block_build *b, struct block_insn *bi, unsigned size, bool repeated, bool write);
 /* Checks the access and leaves a host operand. A miss comes back to where this was called: only T0 and T1 may have

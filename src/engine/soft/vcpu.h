@@ -34,7 +34,7 @@ struct tlb_entry {
 	uint64_t info;		/* bits 63..12 GPA of the page; bit 0: global; bit 1: tlb.c's */
 };
 enum tlb_mode { TLB_USER, TLB_KERNEL /* SMAP on, AC clear */, TLB_KERNEL_AC /* SMAP off or AC set */, TLB_MODES };
-#define TLB_BITS 10
+#define TLB_BITS 12
 #define TLB_ENTRIES (1u << TLB_BITS)
 static inline uint64_t tlb_invalid(unsigned index) { return (uint64_t)(index ^ 1) << GUEST_PAGE_SHIFT; }
 static inline unsigned tlb_index(uint64_t va) { return (va >> GUEST_PAGE_SHIFT) & (TLB_ENTRIES - 1); }
@@ -50,6 +50,7 @@ enum { REQUEST_KICK = 1, REQUEST_FLUSH_TLB = 2, REQUEST_EXIT = 4, REQUEST_DROP_W
 enum { FSGSBASE_LA48 = 1, FSGSBASE_LA57 };
 #define SYSCALL_LA57 4u
 struct vcpu_hot {
+	struct vcpu *self;
 	uint64_t page;			/* linear address of the page the running block lies in */
 	uint64_t save_rax, save_flags, save_rcx, save_value;
 	uint64_t t0, t1;		/* the temporaries on exit (t0: also on entry) */
