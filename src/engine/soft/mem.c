@@ -129,6 +129,24 @@ bool mem_fill(struct vcpu *v, uint64_t va, bool write)
 	return (write ? t->tag_write : t->tag_read) == (va & GUEST_PAGE_MASK);
 }
 
+bool mem_fill_quiet(struct vcpu *v, uint64_t va, bool write)
+{
+	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(va)];
+	uint64_t page = va & GUEST_PAGE_MASK;
+	struct mmu_result r;
+	struct page_info pi;
+	uint32_t err;
+
+	if ((write ? t->tag_write : t->tag_read) == page || !va_canonical(v, va) ||
+	    !tlb_walk(v, v->tlb_mode, va, false, &r, &err))
+		return false;
+	pi = map_page(v->en->map, r.gpa);
+	if (!pi.ro_hva)
+		return false;
+	tlb_install(v, v->tlb_mode, va, &r, &pi, false);
+	return (write ? t->tag_write : t->tag_read) == page;
+}
+
 static void page_written(struct vcpu *v, const struct page_access *pa, unsigned n)
 {
 	unsigned first = pa->gpa & ~GUEST_PAGE_MASK;

@@ -26,6 +26,9 @@ uint8_t *mem_bulk_ptr(struct vcpu *v, unsigned seg, uint64_t va, unsigned n, boo
 /* Fills the TLB entry for an access to the page of va, which is canonical; raises #PF. False: the access has to
  * take the slow path (device, ROM, code page, watchpoint). */
 bool mem_fill(struct vcpu *v, uint64_t va, bool write);
+/* As mem_fill(), but does nothing that would show if the access were never made: no fault, no dirty bit. False also if
+ * the entry is there already. */
+bool mem_fill_quiet(struct vcpu *v, uint64_t va, bool write);
 /* Instruction fetch: translates one page of CS; raises #PF. Returns the page's GPA. */
 uint64_t mem_fetch_gpa(struct vcpu *v, uint64_t va);
 /* Right after mem_fetch_gpa(): is that page global? */

@@ -219,11 +219,11 @@ static bool miss_fill(struct vcpu *v, const struct exit_data *d, unsigned mode)
 static uint8_t *to_rw(struct trans_vcpu *t, const void *rx) { return t->mem.rw + ((const uint8_t *)rx - t->mem.rx); }
 
 /* Looks the target up in the physical page that is running and links the jump to it. NULL: look RIP up. */
-static const uint8_t *chain_exit(struct vcpu *v, const struct exit_data *d, unsigned mode)
+static const uint8_t *chain_to(struct vcpu *v, const struct exit_data *d, int32_t rel, unsigned mode)
 {
 	struct trans_vcpu *t = trans_of(v);
 	uint32_t generation = t->generation;
-	uint8_t *at = to_rw(t, d) + d->rel;
+	uint8_t *at = to_rw(t, d) + rel;
 	uint32_t ram_page = t->blocks[d->block].ram_page, epoch = interp_of(v)->fetch_epoch;
 	struct tblock *k = block_at(v, t->blocks[d->block].gpa_page | d->offset, mode);
 
@@ -233,6 +233,19 @@ static const uint8_t *chain_exit(struct vcpu *v, const struct exit_data *d, unsi
 	if (generation == t->generation && !atomic_load_explicit(&t->inbox_count, memory_order_acquire))
 		patch32(at, t->mem.rw + k->near_entry);
 	return cache_rx(t, k->far_entry);
+}
+
+/* A group's check failed: fills the TLB if no fault and nothing else that the guest could see comes of it, or goes to
+ * the plain block, where each access is looked at by itself. Its jump lies before the call that brought us here. */
+static const uint8_t *group_exit(struct vcpu *v, const struct exit_data *d, unsigned mode)
+{
+	unsigned index = (unsigned)v->hot.t1 / sizeof(struct tlb_entry) % TLB_ENTRIES;
+	const struct tlb_entry *te = &v->tlb[TMODE_TLB(mode)][index];
+	bool write = d->flags & EXIT_WRITE;
+
+	if (mem_fill_quiet(v, v->hot.t0 + (write ? te->tag_write : te->tag_read), write))
+		return (const uint8_t *)d + d->rel;
+	return chain_to(v, d, -9, mode | TMODE_PLAIN);
 }
 
 /* Where the page after rip's is mapped. */
@@ -315,6 +328,11 @@ static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, uns
 	v->s.rip = v->hot.page + d->offset;
 	switch (v->hot.exit_reason) {
 	case TEXIT_MISS:
+		if (d->flags & EXIT_GROUP) {
+			const uint8_t *host = group_exit(v, d, mode);
+			*step = !host;
+			return host;
+		}
 		if (miss_fill(v, d, mode))
 			return (const uint8_t *)d + d->rel;
 		*step = true;
@@ -323,7 +341,7 @@ static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, uns
 		*fpu = true;
 		return (const uint8_t *)d + d->rel;
 	case TEXIT_CHAIN:
-		return chain_exit(v, d, mode);
+		return chain_to(v, d, d->rel, mode);
 	case TEXIT_IRET:
 		*step = !iret_quick(v);
 		return NULL;

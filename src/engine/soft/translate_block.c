@@ -146,6 +146,30 @@ static void block_decode(struct block_build *b)
 	}
 }
 
+/* A group's check failed. In the right page, it crosses into the next one; else it may be filled. For the rest, a jump
+ * to the plain block: to where it is made, at first. */
+static void group_stub_emit(struct block_build *b, struct stub *s)
+{
+	struct emitter *e = &b->e;
+	uint8_t *crosses, *plain;
+
+	patch32(s->from, e->p);
+	e3(e, 0x49, 0x81, 0xfe), e_u32(e, GUEST_PAGE_SIZE);	/* cmp t0, 4096 */
+	crosses = emit_jcc8(e, CC_B);
+	emit_call_to(e, b->t->refill[b->tlb_mode][!!(s->data.flags & EXIT_WRITE)]);
+	patch32(emit_jcc(e, CC_NE), s->again);
+	patch8(crosses, e->p);
+	if (s->flags_saved)
+		emit_flags_restore(e);
+	plain = emit_jmp(e);
+	patch32(plain, e->p);
+	emit_call_to(e, b->t->exit_to[TEXIT_MISS]);
+	s->data.rel = (int32_t)(s->retry - e->p);
+	s->data.block = b->index;
+	memcpy(e->p, &s->data, sizeof s->data);
+	e->p += sizeof s->data;
+}
+
 static void stub_emit(struct block_build *b, struct stub *s)
 {
 	static const uint8_t exits[] = { [STUB_MISS] = TEXIT_MISS, [STUB_STEP] = TEXIT_STEP, [STUB_FPU] = TEXIT_FPU,
@@ -197,8 +221,10 @@ static void block_emit(struct block_build *b)
 	enum insn_result r = INSN_NEXT;
 	unsigned next = b->start;
 
+	groups_plan(b);
 	for (unsigned i = 0; i < b->count && r == INSN_NEXT; i++) {
 		unsigned run = stack_run_length(b, i);
+		groups_check(b, i);
 		if (run > 1) {
 			stack_run_translate(b, i, run);
 			i += run - 1;
@@ -223,7 +249,10 @@ static void stubs_emit(struct block_build *b)
 
 	b->e.p = t->mem.rw + t->cold_used;
 	for (unsigned i = 0; i < b->stub_count; i++)
-		stub_emit(b, &b->stubs[i]);
+		if (b->stubs[i].kind == STUB_GROUP)
+			group_stub_emit(b, &b->stubs[i]);
+		else
+			stub_emit(b, &b->stubs[i]);
 	t->cold_used = (uint32_t)(b->e.p - t->mem.rw);
 	b->e.p = end;
 }
@@ -234,7 +263,8 @@ static void build_begin(struct vcpu *v, unsigned start, unsigned mode)
 
 	b->v = v;
 	b->t = trans_of(v);
-	b->mode = mode;
+	b->mode = mode & ~TMODE_PLAIN;
+	b->plain = mode & TMODE_PLAIN;
 	b->tlb_mode = TMODE_TLB(mode);
 	b->insn_mode = tmode_insn(mode);
 	b->wide = b->insn_mode == INSN_64;

@@ -93,7 +93,7 @@ static void check(struct block_build *b, struct block_insn *bi, unsigned size, b
 	emit_op_mem(e, true, 0x2b, H_T0, m);				/* sub t0, tag */
 	e3(e, 0x49, 0x81, 0xfe), e_u32(e, GUEST_PAGE_SIZE - size);	/* cmp t0, last */
 	s = block_stub(b, STUB_MISS, emit_jcc(e, CC_A), bi->offset);
-	s->data.size = (uint8_t)size;
+	s->data.size = (uint8_t)size;		/* of no use to a group */
 	s->data.flags = write ? EXIT_WRITE : 0;
 	s->retry = retry;
 	s->again = again;
@@ -109,7 +109,7 @@ static void align_check(struct block_build *b, struct block_insn *bi, unsigned a
 	s->flags_saved = flags_saved;
 }
 
-static unsigned insn_align(const struct insn *in, unsigned size)
+unsigned mem_align(const struct insn *in, unsigned size)
 {
 	if (in->op == X86_CMPXCHG16B)
 		return 16;
@@ -139,6 +139,33 @@ static void host_address(struct block_build *b, bool write)
 	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
 }
 
+void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned index, int32_t disp, unsigned size, bool write)
+{
+	struct emitter *e = &b->e;
+	const struct group *g = &b->groups[index];
+	bool live = bi->live_in & FLAGS_ARITH;
+	uint8_t *retry = e->p, *again;
+
+	if (live)
+		emit_flags_save(e);
+	again = e->p;
+	emit_op_mem(e, true, 0x8d, H_T0, hm_base(host_reg_of(g->base), disp));	/* lea */
+	check(b, bi, size, write, retry, again, live);
+	b->stubs[b->stub_count - 1].kind = STUB_GROUP;
+	b->stubs[b->stub_count - 1].data.flags |= EXIT_GROUP;
+	emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+	emit_store(e, H_T1, hm_gs(OFF_HOT(group) + 8 * index));
+	if (live)
+		emit_flags_restore(e);
+}
+
+/* An access of a checked group: the base has not changed since, but by numbers that the check knew. */
+static struct host_mem group_operand(struct block_build *b, unsigned group, unsigned base, int32_t disp)
+{
+	emit_load(&b->e, H_T1, hm_gs(OFF_HOT(group) + 8 * (group - 1)));
+	return (struct host_mem){ (uint8_t)host_reg_of(base), H_T1, 0, false, disp };
+}
+
 struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write,
 			      unsigned *spare)
 {
@@ -150,8 +177,12 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 		     host_reg_of(in->mem.base) != H_NONE;
 	uint8_t *retry = e->p, *again;
 	struct host_mem m;
-	unsigned align = insn_align(in, size);
+	unsigned align = mem_align(in, size);
 
+	if (bi->group_mem) {
+		*spare = H_T0;
+		return group_operand(b, bi->group_mem, in->mem.base, (int32_t)in->mem.disp);
+	}
 	if (live)
 		emit_flags_save(e);
 	again = e->p;
@@ -217,6 +248,8 @@ struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, in
 	uint8_t *retry = e->p, *again;
 	bool live = bi->live_in & FLAGS_ARITH;
 
+	if (bi->group_stack)
+		return group_operand(b, bi->group_stack, REG_RSP, disp);
 	if (live)
 		emit_flags_save(e);
 	again = e->p;

@@ -3,6 +3,7 @@
  *
  *   translate.c        run loop: enter code, handle its exits
  *   translate_block.c  from guest bytes to one block of host code: decode, flag liveness, ends of blocks
+ *   translate_group.c  which accesses of a block share one check
  *   translate_insn.c   one instruction: operands rewritten, TLB checks, stack, special cases
  *   translate_system.c SYSCALL and its kin
  *   translate_entry.c  the entry and exit trampolines
@@ -40,6 +41,7 @@
 #define TMODE_CODE32 0x10u
 #define TMODE_CROSSING 0x20u		/* only in struct tblock: one instruction that crosses into the next page */
 enum { FP_NONE, FP_SSE, FP_AVX };
+#define TMODE_PLAIN 0x40u		/* only in struct tblock: every access is checked by itself */
 #define TMODE(tlb, fp) ((unsigned)(tlb) | (unsigned)(fp) << 2)
 #define TMODE_TLB(m) ((m) & 3)
 #define TMODE_FP(m) ((m) >> 2 & 3)
@@ -67,6 +69,7 @@ enum {
 	EXIT_WRITE = 1,
 	EXIT_LAST = 4,	/* MISS: the last word is what is accessed first */
 	EXIT_ALIGNED = 16,	/* MISS: misalignment faults, and before the page does */
+	EXIT_GROUP = 32,	/* MISS: of a group; what cannot be filled quietly goes on in the plain block */
 	EXIT_BRANCH = 8,	/* LOOKUP: by a branch that popped `rel` bytes and faults where its target is no address */
 };
 
@@ -149,12 +152,13 @@ static inline const uint8_t *cache_rx(struct trans_vcpu *t, uint32_t off) { retu
 struct block_insn {
 	struct insn in;
 	uint16_t offset;
+	uint8_t group_mem, group_stack;	/* 1 + the group its access belongs to; 0: none */
 	uint32_t live_in;	/* arithmetic flags somebody may read later, before / after it */
 	uint32_t live_out;
 };
 
 /* A stub: out-of-line code, far from the block so that what runs lies close together. */
-enum stub_kind { STUB_MISS, STUB_STEP, STUB_CHAIN, STUB_FPU, STUB_POLL, STUB_FAR };
+enum stub_kind { STUB_MISS, STUB_GROUP, STUB_STEP, STUB_CHAIN, STUB_FPU, STUB_POLL, STUB_FAR };
 struct stub {
 	uint8_t kind;
 	bool flags_saved;	/* restore the guest's flags first */
@@ -165,6 +169,20 @@ struct stub {
 };
 #define STUB_MAX 512
 #define DECODE_MEMO 128		/* a power of two */
+
+/* What a register holds: a value that is not known, plus a number that is. */
+struct value { uint32_t id; int32_t delta; };
+
+/* Accesses of one block to [value + lo, value + hi), which one check answers for. */
+#define GROUP_MAX TRANSLATE_GROUPS
+struct group {
+	uint32_t id;
+	int32_t lo, hi;
+	bool write;
+	uint8_t base;			/* the register of its first access */
+	uint8_t first, head;		/* instructions: the first access, and before which one the check stands */
+	unsigned count;
+};
 
 struct block_build {
 	struct vcpu *v;
@@ -182,6 +200,10 @@ struct block_build {
 	uint32_t index;			/* of the block */
 	struct block_insn insns[BLOCK_INSNS];
 	unsigned count;
+	bool plain;
+	struct value values[BLOCK_INSNS][16];	/* of the registers, before each instruction */
+	struct group groups[GROUP_MAX];
+	unsigned group_count;
 	bool fpu_checked;
 	struct stub stubs[STUB_MAX];
 	unsigned stub_count;
@@ -224,12 +246,22 @@ bool system_goes_on(const struct insn *in);
 unsigned stack_run_length(const struct block_build *b, unsigned first);
 void stack_run_translate(struct block_build *b, unsigned first, unsigned n);
 
+/* --- translate_group.c --- */
+/* After liveness(): fills groups, and group_* of the instructions. */
+void groups_plan(struct block_build *b);
+/* The checks that stand before instruction i. */
+void groups_check(struct block_build *b, unsigned i);
+
 /* --- translate_string.c --- */
 enum insn_result string_translate(struct block_build *b, struct block_insn *bi);
 
 /* --- translate_memory.c --- */
 /* The way to tlb_refill(). */
 void mem_emit_refills(struct vcpu *v, struct emitter *e);
+/* Checks [guest base + disp, ... + size) for a group and leaves the addend in its slot. */
+void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned index, int32_t disp, unsigned size, bool write);
+/* The alignment that the instruction demands of its operand, at least 1. */
+unsigned mem_align(const struct insn *in, unsigned size);
 /* T0: linear address; n bytes from it, n in RCX elements of `size` bytes or one. Leaves the host's addend in T1. */
 void mem_check_run(struct block_build *b, struct block_insn *bi, unsigned size, bool repeated, bool write);
 /* Checks the access and leaves a host operand. A miss comes back to where this was called: only T0 and T1 may have

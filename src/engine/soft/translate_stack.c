@@ -46,14 +46,27 @@ static void slot_pop(struct block_build *b, unsigned guest, struct host_mem m)
 		emit_store(&b->e, H_T0, hm_gs(OFF_GPR(guest)));
 }
 
+/* Are all slots of one group, whose check covers them? */
+static bool run_grouped(const struct block_build *b, unsigned first, unsigned n)
+{
+	for (unsigned i = 1; i < n; i++)
+		if (b->insns[first + i].group_stack != b->insns[first].group_stack)
+			return false;
+	return b->insns[first].group_stack;
+}
+
 void stack_run_translate(struct block_build *b, unsigned first, unsigned n)
 {
 	struct block_insn *bi = &b->insns[first];
 	bool push = bi->in.op == X86_PUSH;
 	int32_t bytes = (int32_t)(n * b->word), word = (int32_t)b->word;
-	struct host_mem low = stack_translate(b, bi, push ? -bytes : 0, (unsigned)bytes, push);
+	struct host_mem low;
+	bool grouped = run_grouped(b, first, n);
 
-	if (push)
+	if (!grouped)
+		bi->group_stack = 0;
+	low = stack_translate(b, bi, push ? -bytes : 0, (unsigned)bytes, push);
+	if (push && !grouped)
 		b->stubs[b->stub_count - 1].data.flags |= EXIT_LAST;
 	for (unsigned i = 0; i < n; i++) {
 		struct host_mem m = low;

@@ -49,6 +49,7 @@ enum { REQUEST_KICK = 1, REQUEST_FLUSH_TLB = 2, REQUEST_EXIT = 4, REQUEST_DROP_W
 #define TRANSLATE_MODES 32
 enum { FSGSBASE_LA48 = 1, FSGSBASE_LA57 };
 #define SYSCALL_LA57 4u
+#define TRANSLATE_GROUPS 8
 struct vcpu_hot {
 	struct vcpu *self;
 	uint64_t page;			/* linear address of the page the running block lies in */
@@ -56,6 +57,7 @@ struct vcpu_hot {
 	uint64_t t0, t1;		/* the temporaries on exit (t0: also on entry) */
 	uint64_t exit_ptr;		/* where the exit's inline data are */
 	uint64_t enter_target;
+	uint64_t group[TRANSLATE_GROUPS];		/* addends that groups of accesses share (translate_group.c); of one run of a block */
 	void *jump[TRANSLATE_MODES];	/* linear RIP -> host code, by translation mode */
 	uint32_t exit_reason;
 	uint32_t host_mxcsr;
