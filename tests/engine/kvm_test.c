@@ -1,4 +1,7 @@
-/* The KVM engine: state there and back, and the instructions that incomplete emulators lack. Skipped without KVM. */
+/*
+ * The KVM engines: state there and back, the instructions that incomplete emulators lack, visits of user code.
+ * Skipped without KVM.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,6 +16,7 @@
 #include "cpu/model.h"
 #include "engine/engine.h"
 #include "engine/kvm/probe.h"
+#include "engine/kvm/user.h"
 #include "memory/map.h"
 
 #define RAM_BYTES (4u << 20)
@@ -194,6 +198,226 @@ static void test_instructions(void **state)
 	assert_false(bits[0x280 / 64] >> (0x280 % 64) & 1);
 }
 
+/* --- kernels in software, user code in KVM --- */
+
+enum { USER = 0x8000, PATCHED = 0x9000, TSS = 0xa000, KERNEL = 0xb000, SHOWN = 0x3ff000 };
+
+/* Loops of a millisecond or so, long enough that ticks find them and that visits pay.
+ * count: R15 turns; RBX, XMM7 three times that; R14, R8 SYSCALLs and INT3s made, RBP, R9 those seen by the kernel.
+ * look: ORs into R10 what SHOWN holds and R13 does not.
+ * patch: writes R15 into the MOV at PATCHED, waits, calls it, and ORs the difference into R10. */
+__asm__(".pushsection .rodata\n"
+	"user_count:\n"
+	"1:	mov $1000000, %ecx\n"
+	"2:	inc %r15\n"
+	"	add $3, %rbx\n"
+	"	paddq %xmm6, %xmm7\n"
+	"	dec %ecx\n"
+	"	jnz 2b\n"
+	"	inc %r14\n"
+	"	syscall\n"
+	"	mov $1000000, %ecx\n"
+	"3:	dec %ecx\n"
+	"	jnz 3b\n"
+	"	inc %r8\n"
+	"	int3\n"
+	"	jmp 1b\n"
+	"user_count_end:\n"
+	"user_look:\n"
+	"	mov 0x3ff000, %r12\n"
+	"	xor %r13, %r12\n"
+	"	or %r12, %r10\n"
+	"	inc %r15\n"
+	"	jmp user_look\n"
+	"user_look_end:\n"
+	"user_patch:\n"
+	"	inc %r15\n"
+	"	mov %r15d, 0x9001\n"
+	"	mov $1000000, %ecx\n"
+	"4:	dec %ecx\n"
+	"	jnz 4b\n"
+	"	mov $0x9000, %edx\n"
+	"	call *%rdx\n"
+	"	xor %r15d, %eax\n"
+	"	or %rax, %r10\n"
+	"	jmp user_patch\n"
+	"user_patch_end:\n"
+	"user_patched:\n"
+	"	mov $0, %eax\n"
+	"	ret\n"
+	"user_patched_end:\n"
+	"user_kernel:\n"
+	"	inc %rbp\n"
+	"	sysretq\n"
+	"user_kernel_int3:\n"
+	"	inc %r9\n"
+	"	iretq\n"
+	"user_kernel_end:\n"
+	".popsection\n");
+extern const char user_count[], user_count_end[], user_look[], user_look_end[], user_patch[], user_patch_end[];
+extern const char user_patched[], user_patched_end[], user_kernel[], user_kernel_int3[], user_kernel_end[];
+
+static bool never(void *opaque) { return false; }
+
+static int user_setup(void **state)
+{
+	const struct cpu_model_config mc = { .name = "host", .tsc_hz = 1000000000 };
+	struct engine_config cfg = { .vcpus = 1 };
+	struct machine *m = aligned_alloc(64, (sizeof *m + 63) & ~63ul);
+
+	assert_non_null(m);
+	memset(m, 0, sizeof *m);
+	m->map = map_new();
+	assert_non_null(m->map);
+	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, NULL), 0);
+	assert_int_equal(cpu_model_new(&m->model, &mc, NULL), 0);
+	cfg.map = m->map;
+	cfg.model = m->model;
+	assert_int_equal(engine_kvm_user.create(&m->en, &cfg, NULL), 0);
+	struct vcpu_wiring w = { .irq_pending = never, .nmi_take = never };
+	assert_int_equal(engine_kvm_user.vcpu_create(&m->v, m->en, &w, NULL), 0);
+	*state = m;
+	return 0;
+}
+
+static int user_teardown(void **state)
+{
+	struct machine *m = *state;
+	engine_kvm_user.vcpu_destroy(m->v);
+	engine_kvm_user.destroy(m->en);
+	cpu_model_free(m->model);
+	map_free(m->map);
+	free(m);
+	return 0;
+}
+
+static void user_memory(struct machine *m)
+{
+	uint64_t int3 = KERNEL + (uint64_t)(user_kernel_int3 - user_kernel), stack = STACK;
+	const uint64_t gdt[5] = { 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cff3000000ffff, 0x00affb000000ffff };
+	const uint64_t gate[2] = { (int3 & 0xffff) | 8 << 16 | 0xeeull << 40, 0 };
+	const uint64_t tables[3] = { TABLES + 0x1007, TABLES + 0x2007, 0x87 }, high = TABLES + 0x3007;
+
+	map_write(m->map, GDT, gdt, sizeof gdt);
+	map_write(m->map, IDT + 48, gate, sizeof gate);
+	map_write(m->map, TSS + 4, &stack, 8);
+	for (unsigned i = 0; i < 3; i++)
+		map_write(m->map, TABLES + 0x1000 * i, &tables[i], 8);
+	map_write(m->map, TABLES + 0x2008, &high, 8);
+	map_write(m->map, KERNEL, user_kernel, (size_t)(user_kernel_end - user_kernel));
+	map_write(m->map, PATCHED, user_patched, (size_t)(user_patched_end - user_patched));
+}
+
+static void user_show(struct machine *m, uint64_t gpa)
+{
+	const uint64_t entry = gpa | 7;
+
+	map_write(m->map, TABLES + 0x3000 + (SHOWN >> 12) % 512 * 8, &entry, 8);
+}
+
+static void user_start(struct machine *m, const char *code, const char *end)
+{
+	struct x86_state *s = &m->a;
+
+	map_write(m->map, USER, code, (size_t)(end - code));
+	long_mode(s);
+	for (unsigned i = 0; i < SEG_COUNT; i++)
+		s->seg[i] = (struct x86_segment){ .limit = 0xffffffff, .selector = 0x1b, .attr = 0xc0f3 };
+	s->seg[SEG_CS] = (struct x86_segment){ .limit = 0xffffffff, .selector = 0x23, .attr = 0xa0fb };
+	s->gdtr.limit = 39;
+	s->tr = (struct x86_segment){ .base = TSS, .limit = 0x67, .selector = 0x40, .attr = 0x8b };
+	s->cr4 &= ~(uint64_t)CR4_OSXSAVE;
+	s->star = 0x0010000800000000;
+	s->lstar = KERNEL;
+	s->rip = USER;
+	s->gpr[REG_RSP] = STACK - 0x800;
+	s->fpu.fcw = 0x37f;
+	s->fpu.mxcsr = 0x1f80;
+	s->fpu.xmm[6].q[0] = 3;
+	engine_kvm_user.set_state(m->v, s);
+}
+
+/* Until KVM was visited n times more. */
+static void user_visits(struct machine *m, unsigned n)
+{
+	uint64_t end = kvm_user_visits(m->v) + n;
+
+	for (unsigned i = 0; i < 20000 && kvm_user_visits(m->v) < end; i++)
+		assert_int_equal(engine_kvm_user.run(m->v, NULL), EXIT_KICKED);
+	assert_true(kvm_user_visits(m->v) >= end);
+	engine_kvm_user.get_state(m->v, &m->b);
+}
+
+static bool near(uint64_t a, uint64_t b, uint64_t by) { return a - b + by <= 2 * by; }
+
+/* Registers go in and out whole, and what ends a visit is executed once. */
+static void test_user_registers(void **state)
+{
+	struct machine *m = *state;
+	const uint64_t *r = m->b.gpr;
+
+	user_memory(m);
+	user_start(m, user_count, user_count_end);
+	user_visits(m, 40);
+	assert_true(r[REG_R15] > 0 && r[REG_R14] > 0 && r[REG_R8] > 0);
+	assert_true(near(r[REG_RBX], 3 * r[REG_R15], 3));
+	assert_true(near(m->b.fpu.xmm[7].q[0], 3 * r[REG_R15], 3));
+	assert_true(near(r[REG_R14], r[REG_RBP], 1));
+	assert_true(near(r[REG_R8], r[REG_R9], 1));
+}
+
+/* KVM forgets what it knew of page tables that were changed here. */
+static void test_user_mapping(void **state)
+{
+	struct machine *m = *state;
+	uint64_t one = 0x1111, two = 0x2222;
+
+	user_memory(m);
+	map_write(m->map, 0x100000, &one, 8);
+	map_write(m->map, 0x101000, &two, 8);
+	user_show(m, 0x100000);
+	user_start(m, user_look, user_look_end);
+	m->a.gpr[REG_R13] = one;
+	engine_kvm_user.set_state(m->v, &m->a);
+	user_visits(m, 4);
+	assert_int_equal(m->b.gpr[REG_R10], 0);
+	user_show(m, 0x101000);
+	m->b.gpr[REG_R13] = two;
+	m->b.rip = USER;
+	engine_kvm_user.set_state(m->v, &m->b);
+	user_visits(m, 4);
+	assert_int_equal(m->b.gpr[REG_R10], 0);
+	assert_true(m->b.gpr[REG_R15] > 0);
+}
+
+/* Code that was written in KVM is new in software. */
+static void test_user_code(void **state)
+{
+	struct machine *m = *state;
+
+	user_memory(m);
+	user_start(m, user_patch, user_patch_end);
+	user_visits(m, 40);
+	assert_int_equal(m->b.gpr[REG_R10], 0);
+	assert_true(m->b.gpr[REG_R15] > 4);
+}
+
+/* What KVM wrote is in the dirty log. */
+static void test_user_dirty(void **state)
+{
+	struct machine *m = *state;
+	uint64_t bits[RAM_BYTES / 4096 / 64];
+
+	user_memory(m);
+	user_start(m, user_patch, user_patch_end);
+	user_visits(m, 2);
+	map_dirty_fetch(m->map, bits);
+	user_visits(m, 4);
+	map_dirty_fetch(m->map, bits);
+	assert_true(bits[0] >> (PATCHED / 4096) & 1);
+	assert_false(bits[0x180 / 64] >> (0x180 % 64) & 1);
+}
+
 static void test_probe(void **state)
 {
 	struct kvm_probe p;
@@ -207,6 +431,10 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_round_trip, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_instructions, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_user_registers, user_setup, user_teardown),
+		cmocka_unit_test_setup_teardown(test_user_mapping, user_setup, user_teardown),
+		cmocka_unit_test_setup_teardown(test_user_code, user_setup, user_teardown),
+		cmocka_unit_test_setup_teardown(test_user_dirty, user_setup, user_teardown),
 		cmocka_unit_test(test_probe),
 	};
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);

@@ -22,6 +22,7 @@
 #define WAIT_BUSY_NS 2000000u	/* while ticks find no user code */
 #define WAIT_MAX_NS 400000000u
 #define VISIT_MIN_NS 300000u	/* a shorter visit does not pay */
+#define VISIT_MAX_NS 10000000u	/* then software looks at what was written, code above all */
 #define EXIT_NS 80000u		/* nor one with an exit to KVM per so much time, for shadow page tables mostly */
 
 /* --- does it pay? --- */
@@ -72,8 +73,9 @@ static void tick(void *opaque)
 {
 	struct user_cpu *u = opaque;
 
-	atomic_store(&u->armed, false);
 	atomic_store(&u->tick, true);
+	atomic_store(&u->armed, false);
+	__atomic_store_n(&u->v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 	engine_soft.kick(u->v->soft);
 }
 
@@ -108,7 +110,11 @@ static enum exit_reason visit(struct vcpu *v, struct error *e)
 	start = clock_now_ns();
 	exits = exits_now(u);
 	u->trap = false;
+	atomic_store(&u->armed, true);
+	kick_timer_set(&u->timer, VISIT_MAX_NS);
 	good = user_visit(u, s, e);
+	atomic_store(&u->armed, false);
+	atomic_store(&u->tick, false);
 	soft_state_changed(v->soft, u->trap);
 	judge(u, clock_now_ns() - start, exits_now(u) - exits);
 	return good ? EXIT_KICKED : EXIT_FAILED;

@@ -37,7 +37,7 @@ struct user_cpu {
 	/* when to visit */
 	struct kick_timer timer;
 	bool timer_made, off;
-	_Atomic bool armed, tick;
+	_Atomic bool armed, tick;	/* the timer runs; it has fired */
 	uint64_t wait_ns;
 	int stats_fd;
 	uint64_t stats_at;		/* offset of the number of exits; 0: unknown */

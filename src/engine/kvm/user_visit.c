@@ -208,6 +208,7 @@ static bool state_out(struct user_cpu *u, struct x86_state *s)
 	kvm_regs_get(u->v, s);
 	kvm_fpu_get(u->v, s);
 	s->xcr0 = xcr0;
+	s->fpu.xstate_bv &= 7;
 	segments_out(s, &k, user);
 	if (user && s->rip == code + USER_SYSCALL)
 		undo_syscall(s);
@@ -230,7 +231,7 @@ static bool run(struct user_cpu *u, struct error *e)
 	struct kvm_run *r = v->run;
 
 	__atomic_store_n(&r->immediate_exit, 0, __ATOMIC_SEQ_CST);
-	if (atomic_exchange(&v->kicked, false))
+	if (atomic_exchange(&v->kicked, false) || !atomic_load(&u->armed))
 		return true;
 	if (ioctl(v->fd, KVM_RUN, 0) < 0) {
 		if (errno == EINTR || errno == EAGAIN)
@@ -254,10 +255,8 @@ bool user_visit(struct user_cpu *u, struct x86_state *s, struct error *e)
 {
 	bool good;
 
-	if (!user_pages_enter(u, s) || !state_in(u, s)) {
-		u->off = true;		/* nothing has happened yet: all stays in software */
-		return true;
-	}
+	if (!user_pages_enter(u, s) || !state_in(u, s))
+		return true;		/* nothing has happened yet: it stays in software */
 	atomic_store(&u->v->tid, kick_accept());
 	good = run(u, e);
 	atomic_store(&u->v->tid, 0);
