@@ -24,6 +24,7 @@ enum exit_reason {
 	EXIT_KICKED,	/* somebody called kick(): look at requests, run again */
 	EXIT_HALT,	/* HLT with nothing pending: sleep in vcpu_wiring.halt_wait, then run again */
 	EXIT_SHUTDOWN,	/* triple fault */
+	EXIT_DEBUG,	/* something of the debugger's plan happened: ops->debug_get says what */
 	EXIT_FAILED,	/* the host or the engine gave up; *error says why */
 };
 
@@ -53,6 +54,30 @@ struct engine_config {
 	bool host_tsc;		/* soft: the guest's TSC is the host's, plus the vCPU's offset */
 };
 
+/*
+ * A debugger outside of the guest: where its vCPUs stop. The guest sees none of it, neither in memory nor in its
+ * debug registers or flags.
+ *
+ * A vCPU stops before the instruction at a breakpoint, and after the instruction that touched what is watched. While
+ * it steps, run() carries out one instruction (one iteration of a REP) and delivers no interrupt; if it was halted it
+ * waits for the next interrupt instead and stops at the handler's first instruction. A breakpoint at the
+ * instruction that is stepped does not count.
+ */
+enum debug_kind { DEBUG_BREAK, DEBUG_WRITE, DEBUG_READ, DEBUG_ACCESS };
+struct debug_point { uint64_t gva; uint32_t bytes; uint8_t kind; };
+#define DEBUG_POINTS 64
+#define DEBUG_WATCH_BYTES 4096u		/* at most, by one point */
+struct debug_plan {
+	bool step;
+	unsigned count;
+	struct debug_point point[DEBUG_POINTS];
+};
+enum debug_why { DEBUG_NOTHING, DEBUG_STEPPED, DEBUG_AT_BREAK, DEBUG_WATCHED };
+struct debug_stop {
+	enum debug_why why;
+	struct debug_point point;	/* the one that was met */
+};
+
 struct engine_ops {
 	const char *name;	/* "soft", "kvm" */
 	int  (*create)(struct engine **out, const struct engine_config *cfg, struct error *e);
@@ -67,6 +92,14 @@ struct engine_ops {
 	void (*get_state)(struct vcpu *v, struct x86_state *out);
 	void (*set_state)(struct vcpu *v, const struct x86_state *in);
 	uint64_t (*tsc)(struct vcpu *v);	/* the guest TSC now; any thread */
+	/* CR8, which is no part of the state: it is the local APIC's. As get_state. */
+	uint8_t (*get_cr8)(struct vcpu *v);
+	void (*set_cr8)(struct vcpu *v, uint8_t cr8);
+	/* Replaces the vCPU's plan. -ENOSPC: more points than it has; -ENOTSUP: a point of a kind, or -EINVAL: of a size
+	 * or alignment, that it cannot have. Then the old plan stands. The vCPU is not running, or on its own thread. */
+	int  (*debug_set)(struct vcpu *v, const struct debug_plan *p);
+	/* After EXIT_DEBUG. */
+	void (*debug_get)(struct vcpu *v, struct debug_stop *out);
 	/* KVM only: in-kernel irqchip; NULL on soft. */
 	const struct engine_irqchip_ops *irqchip;
 };

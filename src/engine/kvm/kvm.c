@@ -127,5 +127,9 @@ const struct engine_ops engine_kvm = {
 	.get_state = kvm_get_state,
 	.set_state = kvm_set_state,
 	.tsc = kvm_tsc,
+	.get_cr8 = kvm_get_cr8,
+	.set_cr8 = kvm_set_cr8,
+	.debug_set = kvm_debug_set,
+	.debug_get = kvm_debug_get,
 	.irqchip = &kvm_irqchip_ops,
 };

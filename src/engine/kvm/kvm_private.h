@@ -4,6 +4,7 @@
  *   kvm.c      life cycle                    slots.c     memory slots, dirty log, doorbells
  *   vcpu.c     run loop, exits, kicks        cpuid.c     what KVM is told of the CPU model
  *   irqchip.c  lines, MSIs, eventfds         state.c     x86_state <-> KVM
+ *   debug.c    a debugger's breakpoints
  *   fallback.c, fallback_soft.c              instructions KVM gives up on, by the interpreter
  *   user*.c                                  the other engine: only user code in KVM (user.h)
  */
@@ -54,6 +55,8 @@ struct vcpu {
 	uint64_t tsc_offset;
 	struct vcpu *soft;
 	struct user_cpu *user;		/* user_only */
+	struct debug_plan plan;
+	struct debug_stop stop;
 	_Atomic uint64_t fallbacks;	/* instructions that the interpreter executed */
 };
 
@@ -81,6 +84,11 @@ struct kvm_segment kvm_seg_set(const struct x86_segment *s);
 uint8_t kvm_get_cr8(struct vcpu *v);
 void kvm_set_cr8(struct vcpu *v, uint8_t cr8);
 uint64_t kvm_tsc_base(const struct engine *en);
+
+/* debug.c */
+int kvm_debug_set(struct vcpu *v, const struct debug_plan *p);
+void kvm_debug_get(struct vcpu *v, struct debug_stop *out);
+void kvm_debug_note(struct vcpu *v);	/* after KVM_EXIT_DEBUG */
 
 /* Executes one instruction at the vCPU's RIP. -errno with e filled; 1: the vCPU shut down. */
 int kvm_fallback_step(struct vcpu *v, struct error *e);

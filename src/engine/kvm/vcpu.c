@@ -143,6 +143,18 @@ void kvm_exit_device(struct vcpu *v)
 }
 
 /* True: run() returns *why. */
+static bool exit_emulation(struct vcpu *v, enum exit_reason *why, struct error *e)
+{
+	int ret = kvm_fallback_step(v, e);
+
+	if (!ret && !v->plan.step)
+		return false;
+	v->stop.why = DEBUG_STEPPED;
+	*why = ret < 0 ? EXIT_FAILED : ret ? EXIT_SHUTDOWN : EXIT_DEBUG;
+	return true;
+}
+
+/* Likewise. */
 static bool handle_exit(struct vcpu *v, enum exit_reason *why, struct error *e)
 {
 	struct kvm_run *r = v->run;
@@ -151,16 +163,16 @@ static bool handle_exit(struct vcpu *v, enum exit_reason *why, struct error *e)
 	case KVM_EXIT_IO: exit_io(v); return false;
 	case KVM_EXIT_MMIO: exit_mmio(v); return false;
 	case KVM_EXIT_INTR: case KVM_EXIT_IRQ_WINDOW_OPEN: case KVM_EXIT_SET_TPR: return false;
+	case KVM_EXIT_DEBUG:
+		kvm_debug_note(v);
+		*why = EXIT_DEBUG;
+		return true;
 	case KVM_EXIT_HLT: *why = EXIT_HALT; return true;
 	case KVM_EXIT_SHUTDOWN: *why = EXIT_SHUTDOWN; return true;
 	case KVM_EXIT_SYSTEM_EVENT: *why = EXIT_SHUTDOWN; return true;
 	case KVM_EXIT_INTERNAL_ERROR:
-		if (r->internal.suberror == KVM_INTERNAL_ERROR_EMULATION) {
-			int ret = kvm_fallback_step(v, e);
-			if (ret)
-				*why = ret < 0 ? EXIT_FAILED : EXIT_SHUTDOWN;
-			return ret != 0;
-		}
+		if (r->internal.suberror == KVM_INTERNAL_ERROR_EMULATION)
+			return exit_emulation(v, why, e);
 		break;
 	default:
 		break;

@@ -83,6 +83,12 @@ void cache_flush(struct vcpu *v)
 	jump_cache_flush(v);
 }
 
+void translate_drop_all(struct vcpu *v)
+{
+	if (trans_of(v))
+		cache_flush(v);
+}
+
 void cache_drop_page(struct vcpu *v, uint32_t ram_page)
 {
 	struct trans_vcpu *t = trans_of(v);

@@ -25,6 +25,7 @@ void debug_update(struct vcpu *v)
 	if (data != ip->data_bps || data)
 		tlb_flush_all(v);
 	ip->data_bps = data;
+	ip->watched = data || ip->watches;
 	ip->io_bps = io && (v->s.cr4 & CR4_DE);
 	ip->exec_bps = exec;
 	ip->slow = debug_active(ip);
@@ -38,6 +39,8 @@ static bool overlaps(uint64_t a, unsigned an, uint64_t b, unsigned bn)
 
 bool debug_page_watched(struct vcpu *v, uint64_t va)
 {
+	if (debugger_page_watched(v, va))
+		return true;
 	for (unsigned i = 0; i < 4; i++)
 		if (bp_enabled(v, i) && (bp_type(v, i) & 1) &&
 		    overlaps(v->s.dr[i], bp_len(v, i), va & GUEST_PAGE_MASK, GUEST_PAGE_SIZE))
@@ -47,6 +50,7 @@ bool debug_page_watched(struct vcpu *v, uint64_t va)
 
 void debug_data_access(struct vcpu *v, uint64_t va, unsigned n, bool write)
 {
+	debugger_data_access(v, va, n, write);
 	for (unsigned i = 0; i < 4; i++) {
 		unsigned type = bp_type(v, i), len = bp_len(v, i);
 		if (bp_enabled(v, i) && (type == 3 || (type == 1 && write)) &&

@@ -64,6 +64,7 @@ void interp_fini(struct vcpu *v)
 
 	if (!ip)
 		return;
+	free(ip->marks);
 	free(ip->arena);
 	free(ip);
 	v->interp = NULL;
@@ -203,7 +204,7 @@ static void block_decode(struct vcpu *v, struct block *b, const struct page_info
 		unsigned room = avail - pos < 15 ? avail - pos : 15;
 		enum decode_result r;
 
-		if (!room)
+		if (!room || (b->count && debugger_marks(ip, off + pos)))
 			break;
 		if (pi->rw_hva)
 			code_watch(v, pi, off + pos, off + pos + room - 1);

@@ -64,6 +64,7 @@ struct interp {
 	bool slow;			/* one instruction at a time: TF, DR7 */
 	bool ac_check;			/* CR0.AM, EFLAGS.AC, CPL 3 */
 	bool data_bps;			/* DR7 has data breakpoints enabled */
+	bool watched;			/* data_bps, or the debugger watches data */
 	bool exec_bps, io_bps;		/* likewise instruction and I/O breakpoints */
 	bool in_delivery;		/* an exception is being delivered: a fault inside may double */
 	uint8_t delivery_vector;
@@ -83,6 +84,12 @@ struct interp {
 	uint16_t rmw_first, rmw_last;
 	bool rmw_code;
 	struct walk_cache walks;	/* engine/soft/tlb.h */
+	/* engine/soft/debugger.c: what a debugger outside of the guest wants. */
+	struct debug_plan plan;
+	struct debug_stop stop;		/* why run() is to return EXIT_DEBUG */
+	struct debug_marks *marks;	/* breakpoints in effect; NULL: none */
+	unsigned watches;		/* points in effect that watch data */
+	struct debug_point watch[DEBUG_POINTS];
 	struct decoded scratch;		/* instruction that crosses a page, or from a device */
 };
 
@@ -104,6 +111,24 @@ void debug_data_access(struct vcpu *v, uint64_t va, unsigned n, bool write);
 void debug_io_access(struct vcpu *v, uint16_t port, unsigned n);
 void debug_check_fetch(struct vcpu *v);	/* #DB for an instruction breakpoint at CS:RIP */
 bool debug_page_watched(struct vcpu *v, uint64_t va);
+
+/* --- debugger.c --- */
+
+/* Where in a page, in any page, code holds a breakpoint. Neither decoded nor translated blocks reach over such an
+ * offset, and no translated block begins at one, so the run loop sees the vCPU come to it. */
+struct debug_marks { uint64_t bits[GUEST_PAGE_SIZE / 64]; };
+static inline bool debugger_marks(const struct interp *ip, unsigned offset)
+{
+	return unlikely(ip->marks) && (ip->marks->bits[offset >> 6 & 63] >> (offset & 63) & 1);
+}
+/* Puts the plan into effect; at the start of run(). */
+void debugger_apply(struct vcpu *v);
+/* Is there a breakpoint at CS:RIP? It is noted then. */
+bool debugger_at_break(struct vcpu *v);
+void debugger_data_access(struct vcpu *v, uint64_t va, unsigned n, bool write);
+bool debugger_page_watched(struct vcpu *v, uint64_t va);
+int soft_debug_set(struct vcpu *v, const struct debug_plan *p);
+void soft_debug_get(struct vcpu *v, struct debug_stop *out);
 
 /* --- event.c --- */
 enum event_kind { EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_NMI, EVENT_SOFT /* INT n, INT3, INTO */, EVENT_ICEBP };

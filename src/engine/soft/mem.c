@@ -80,7 +80,7 @@ static void tlb_install(struct vcpu *v, enum tlb_mode mode, uint64_t va, const s
 	uint64_t page = va & GUEST_PAGE_MASK;
 	uint8_t *hva = pi->rw_hva ? pi->rw_hva : pi->ro_hva;
 
-	if (interp_of(v)->data_bps && debug_page_watched(v, va))
+	if (interp_of(v)->watched && debug_page_watched(v, va))
 		return;
 	v->counters.fills++;
 	t->tag_read = page;
@@ -219,7 +219,7 @@ uint64_t lin_load(struct vcpu *v, enum tlb_mode mode, uint64_t va, unsigned size
 		lo = page_load(v, &a, n);
 		lo |= page_load(v, &b, size - n) << (8 * n);
 	}
-	if (unlikely(interp_of(v)->data_bps))
+	if (unlikely(interp_of(v)->watched))
 		debug_data_access(v, va, size, false);
 	return lo;
 }
@@ -242,7 +242,7 @@ void lin_store(struct vcpu *v, enum tlb_mode mode, uint64_t va, unsigned size, u
 		page_store(v, &a, n, value & (~0ull >> (64 - 8 * n)));
 		page_store(v, &b, size - n, value >> (8 * n));
 	}
-	if (unlikely(interp_of(v)->data_bps))
+	if (unlikely(interp_of(v)->watched))
 		debug_data_access(v, va, size, true);
 }
 
@@ -337,7 +337,7 @@ static void mem_copy_n(struct vcpu *v, unsigned seg, uint64_t offset, void *buf,
 	page_copy(v, &a, buf, part, write);
 	if (part < n)
 		page_copy(v, &b, (uint8_t *)buf + part, n - part, write);
-	if (unlikely(interp_of(v)->data_bps))
+	if (unlikely(interp_of(v)->watched))
 		debug_data_access(v, va, n, write);
 }
 
@@ -395,7 +395,7 @@ static void *rmw_ptr(struct vcpu *v, unsigned seg, uint64_t offset, unsigned n, 
 		pa->code = false;
 		return NULL;
 	}
-	if (pa->hva && unlikely(interp_of(v)->data_bps))
+	if (pa->hva && unlikely(interp_of(v)->watched))
 		debug_data_access(v, va, n, true);
 	return pa->hva;
 }

@@ -322,8 +322,36 @@ static bool run_prepare(struct vcpu *v, enum exit_reason *why)
 	return true;
 }
 
+/* One instruction for the debugger; where the vCPU was halted, the interrupt that wakes it. */
+static enum exit_reason run_step(struct vcpu *v)
+{
+	struct interp *ip = interp_of(v);
+	enum exit_reason why = EXIT_DEBUG;
+
+	switch (_setjmp(v->fault_jmp)) {
+	case JUMP_NONE:
+		if (v->s.activity != ACTIVITY_RUNNING) {
+			if (!run_prepare(v, &why))
+				return why;
+			break;
+		}
+		ip->slow = true;	/* REP: one iteration */
+		step_slow(v);
+		break;
+	case JUMP_FAULT:
+		if (!vcpu_deliver_fault(v))
+			return EXIT_SHUTDOWN;
+		break;
+	}
+	ip->slow = debug_active(ip);
+	if (ip->stop.why == DEBUG_NOTHING)
+		ip->stop.why = DEBUG_STEPPED;
+	return EXIT_DEBUG;
+}
+
 static enum exit_reason run_loop(struct vcpu *v)
 {
+	struct interp *ip = interp_of(v);
 	enum exit_reason why = EXIT_KICKED;
 
 	if (_setjmp(v->fault_jmp) == JUMP_FAULT) {
@@ -331,6 +359,8 @@ static enum exit_reason run_loop(struct vcpu *v)
 			return EXIT_SHUTDOWN;
 	}
 	while (run_prepare(v, &why)) {
+		if (debugger_marks(ip, (unsigned)(v->s.seg[SEG_CS].base + v->s.rip)) && debugger_at_break(v))
+			return EXIT_DEBUG;
 		if (v->trans && translate_usable(v))
 			translate_run(v);
 		else
@@ -351,7 +381,10 @@ static enum exit_reason soft_run(struct vcpu *v, struct error *e)
 	ip->check_events = true;
 	if (v->trans)
 		translate_begin(v);
-	why = run_loop(v);
+	debugger_apply(v);
+	why = ip->plan.step ? run_step(v) : run_loop(v);
+	if (ip->stop.why == DEBUG_WATCHED && why != EXIT_SHUTDOWN)
+		why = EXIT_DEBUG;
 	atomic_store(&ip->running, false);
 	return why;
 }
@@ -488,6 +521,14 @@ static void soft_vcpu_destroy(struct vcpu *v)
 	free(v);
 }
 
+static uint8_t soft_get_cr8(struct vcpu *v) { return v->w.get_tpr ? v->w.get_tpr(v->w.opaque) : 0; }
+
+static void soft_set_cr8(struct vcpu *v, uint8_t cr8)
+{
+	if (v->w.set_tpr)
+		v->w.set_tpr(v->w.opaque, cr8 & 15);
+}
+
 static void soft_kick(struct vcpu *v) { vcpu_request(v, REQUEST_KICK); }
 
 static void soft_get_state(struct vcpu *v, struct x86_state *out) { *out = v->s; }
@@ -530,4 +571,8 @@ const struct engine_ops engine_soft = {
 	.get_state = soft_get_state,
 	.set_state = soft_set_state,
 	.tsc = soft_tsc,
+	.get_cr8 = soft_get_cr8,
+	.set_cr8 = soft_set_cr8,
+	.debug_set = soft_debug_set,
+	.debug_get = soft_debug_get,
 };

@@ -27,6 +27,9 @@ bool translate_usable(struct vcpu *v);
 /* Prints what was counted. Any thread, vCPU stopped. */
 void translate_counters(const struct vcpu *v);
 
+/* Forgets all of the vCPU's translated code. It is not running, or on its own thread outside of translate_run(). */
+void translate_drop_all(struct vcpu *v);
+
 /* Some RAM page's code went stale. Any thread. */
 void translate_invalidate(struct soft_engine *en, uint32_t ram_page, uint64_t lines);
 

@@ -137,6 +137,9 @@ static void block_decode(struct block_build *b)
 		const struct insn *in = decode_at(b, at);
 		if (!in || at + in->len > b->end)
 			break;
+		b->cut = b->count && debugger_marks(interp_of(b->v), at);
+		if (b->cut)
+			break;
 		bi->in = *in;
 		bi->offset = (uint16_t)at;
 		at += bi->in.len;
@@ -236,7 +239,7 @@ static void block_emit(struct block_build *b)
 		if (r == INSN_STEP)
 			emit_step(b, b->insns[i].offset);
 	}
-	if (r == INSN_NEXT && next < GUEST_PAGE_SIZE && b->count < BLOCK_INSNS)
+	if (r == INSN_NEXT && next < GUEST_PAGE_SIZE && b->count < BLOCK_INSNS && !b->cut)
 		emit_undecoded(b, next);
 	else if (r == INSN_NEXT)
 		jump_to_offset(b, next, false, true);
@@ -271,6 +274,7 @@ static void build_begin(struct vcpu *v, unsigned start, unsigned mode)
 	b->word = b->wide ? 8 : 4;
 	b->stub_count = 0;
 	b->fpu_checked = false;
+	b->cut = false;
 	b->start = start;
 	b->stamp++;
 }
@@ -347,7 +351,7 @@ struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode)
 	unsigned offset = gpa & ~GUEST_PAGE_MASK;
 	struct tblock *k;
 
-	if (!pi.rw_hva || pi.ram_page >= v->en->ram_pages)
+	if (!pi.rw_hva || pi.ram_page >= v->en->ram_pages || debugger_marks(interp_of(v), offset))
 		return NULL;
 	k = cache_find(v, pi.ram_page, offset, mode);
 	if (k && k->version == code_version(v->en, pi.ram_page))

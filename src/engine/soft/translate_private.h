@@ -205,6 +205,7 @@ struct block_build {
 	struct group groups[GROUP_MAX];
 	unsigned group_count;
 	bool fpu_checked;
+	bool cut;			/* a debugger's breakpoint follows */
 	struct stub stubs[STUB_MAX];
 	unsigned stub_count;
 };
