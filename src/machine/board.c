@@ -267,8 +267,8 @@ int board_new(struct board **out, struct loop *l, const struct board_config *c, 
 	if (c->engine == &engine_soft)	/* it makes its own clock: whole MHz, as CPUID leaf 0x15 can say */
 		b->tsc_hz -= b->tsc_hz % 1000000;
 	pthread_mutex_init(&b->error_lock, NULL);
-	pthread_mutex_init(&b->pause_lock, NULL);
-	pthread_cond_init(&b->pause_cond, NULL);
+	pthread_mutex_init(&b->debug.lock, NULL);
+	pthread_cond_init(&b->debug.cond, NULL);
 	for (unsigned i = 0; i < BOARD_VCPUS_MAX; i++) {
 		b->cpu[i].board = b;
 		b->cpu[i].index = i;
@@ -320,8 +320,8 @@ void board_free(struct board *b)
 	ioapic_free(b->ioapic);
 	lapic_bus_free(b->lapics);
 	map_free(b->map);
-	pthread_cond_destroy(&b->pause_cond);
-	pthread_mutex_destroy(&b->pause_lock);
+	pthread_cond_destroy(&b->debug.cond);
+	pthread_mutex_destroy(&b->debug.lock);
 	pthread_mutex_destroy(&b->error_lock);
 	free(b);
 }

@@ -7,6 +7,7 @@
 
 #include "devices/irq/line.h"
 #include "machine/board.h"
+#include "machine/debug.h"
 
 enum { EVENT_INIT = 1, EVENT_SIPI = 2 };
 
@@ -23,6 +24,21 @@ struct cpu_thread {
 	uint32_t events;
 	uint8_t sipi_vector;
 	atomic_bool nmi;
+	/* The debugger's; covered by board_debug.lock. */
+	enum debug_go go;
+	bool has_met;			/* `met` is still to be told */
+	bool crash_told;		/* vCPU's thread */
+	struct board_stop met;
+};
+
+/* `lock` covers the vCPUs' go and met, parked, and changes of board.paused. */
+struct board_debug {
+	void (*stopped)(void *opaque);	/* NULL: no debugger */
+	void *opaque;
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	unsigned parked;		/* vCPUs that wait in gate_pass() */
+	struct debug_plan plan;		/* loop thread */
 };
 
 /* An ISA or PCI interrupt reaches both the 8259s and the IO-APIC. */
@@ -52,10 +68,8 @@ struct board {
 	unsigned disks, nics;
 
 	struct cpu_thread cpu[BOARD_VCPUS_MAX];
-	/* A paused vCPU waits in pause_gate() for pause_cond; pause_lock covers changes of paused and stopping. */
-	atomic_bool paused;
-	pthread_mutex_t pause_lock;
-	pthread_cond_t pause_cond;
+	atomic_bool paused;		/* changed with debug.lock */
+	struct board_debug debug;
 	atomic_bool stopping;
 	atomic_int end;			/* enum board_end, once stopping */
 	pthread_mutex_t error_lock;
@@ -66,6 +80,13 @@ struct board {
 void cpu_news(struct cpu_thread *c);			/* wakes a halted vCPU, makes a running one look */
 void board_finish(struct board *b, enum board_end end);	/* first caller wins; any thread */
 unsigned current_vcpu(void *board);
+
+/* debug.c, for the vCPUs' threads. */
+void gate_pass(struct cpu_thread *c);		/* waits while the debugger has the vCPU stopped, or the board is paused */
+void debug_met(struct cpu_thread *c);		/* after EXIT_DEBUG */
+bool debug_crashed(struct cpu_thread *c);	/* true: the debugger looks at it first */
+void gate_changed(struct board *b);		/* paused or stopping is another: those who wait look */
+
 extern const struct vcpu_wiring cpu_wiring_template;
 
 #endif

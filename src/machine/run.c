@@ -7,7 +7,7 @@
  *    ^  SIPI clears wait        |
  *    +------- INIT -------------+---- SHUTDOWN, FAILED ----> board_finish
  *
- * A pause closes a gate before each turn.
+ * There is a gate before each turn (debug.c): a pause closes it, and with a debugger DEBUG and a first SHUTDOWN.
  *
  * No wake-up is lost: `wake` is cleared before engine->run(), which itself looks for pending interrupts, and a
  * sender makes the interrupt pending before it sets `wake`.
@@ -42,25 +42,12 @@ void cpu_news(struct cpu_thread *c)
 
 /* --- pausing --- */
 
-static void pause_gate(struct board *b)
-{
-	pthread_mutex_lock(&b->pause_lock);
-	while (atomic_load(&b->paused) && !atomic_load(&b->stopping))
-		pthread_cond_wait(&b->pause_cond, &b->pause_lock);
-	pthread_mutex_unlock(&b->pause_lock);
-}
-
-static void pause_changed(struct board *b)
-{
-	pthread_mutex_lock(&b->pause_lock);
-	pthread_cond_broadcast(&b->pause_cond);
-	pthread_mutex_unlock(&b->pause_lock);
-}
-
 void board_pause(struct board *b, bool on)
 {
+	pthread_mutex_lock(&b->debug.lock);
 	atomic_store(&b->paused, on);
-	pause_changed(b);
+	pthread_mutex_unlock(&b->debug.lock);
+	gate_changed(b);
 	for (unsigned i = 0; on && i < b->config.vcpus; i++)
 		cpu_news(&b->cpu[i]);
 }
@@ -73,9 +60,9 @@ void board_finish(struct board *b, enum board_end end)
 	if (!atomic_compare_exchange_strong(&b->stopping, &was, true))
 		return;
 	atomic_store(&b->end, end);
-	pause_changed(b);
 	for (unsigned i = 0; i < b->config.vcpus; i++)
 		cpu_news(&b->cpu[i]);
+	gate_changed(b);
 	loop_stop(b->loop);
 }
 
@@ -150,9 +137,9 @@ static void *cpu_main(void *opaque)
 	bool waiting = waits_for_sipi(c);
 	while (!atomic_load(&b->stopping)) {
 		uint8_t vector;
-		if (atomic_load(&b->paused))
-			pause_gate(b);
 		uint32_t events = collect_events(c, &vector);
+		if (b->debug.stopped || atomic_load(&b->paused))
+			gate_pass(c);	/* after `wake` is cleared: a gate that closes is news */
 		if (events) {
 			take_events(c, events, vector);
 			waiting = waits_for_sipi(c);
@@ -166,7 +153,11 @@ static void *cpu_main(void *opaque)
 		switch (b->config.engine->run(c->vcpu, &e)) {
 		case EXIT_KICKED: break;
 		case EXIT_HALT: sleep_for_news(c); break;
-		case EXIT_SHUTDOWN: board_finish(b, BOARD_CRASHED); break;
+		case EXIT_DEBUG: debug_met(c); break;
+		case EXIT_SHUTDOWN:
+			if (!debug_crashed(c))
+				board_finish(b, BOARD_CRASHED);
+			break;
 		case EXIT_FAILED: failed(b, &e); break;
 		}
 	}

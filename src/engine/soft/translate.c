@@ -158,7 +158,8 @@ bool translate_usable(struct vcpu *v)
 	unsigned cpl = state_cpl(&v->s);
 
 	return (v->insn_mode == INSN_64 || (v->insn_mode == INSN_32 && segments_flat(v))) && (cpl == 0 || cpl == 3) && !(v->s.rflags & FLAG_TF) &&
-	       !v->s.shadow && !ip->slow && !ip->db_pending && !ip->ac_check && !ip->data_bps && !ip->exec_bps && !debugger_marks(ip, (unsigned)v->s.rip);
+	       !v->s.shadow && !ip->slow && !ip->db_pending && !ip->ac_check && !ip->data_bps && !ip->exec_bps &&
+	       !debugger_marks(ip, (unsigned)v->s.rip);
 }
 
 static unsigned current_mode(const struct vcpu *v)
