@@ -17,6 +17,7 @@ complete -c vixen -n $run -r -l cdrom -d 'A read-only disk'
 complete -c vixen -n $run -x -l net -a 'user none' -d 'Network card'
 complete -c vixen -n $run -r -l console -a 'stdio none file:' -d 'First serial port'
 complete -c vixen -n $run -f -l no-reboot -d 'End when the guest resets'
+complete -c vixen -n $run -x -l gdb -a '1234 unix:' -d 'Wait for GDB'
 complete -c vixen -n $run -f -l counters -d 'Say at the end what each CPU did'
 complete -c vixen -n $run -f -l interpret -d 'Interpret only'
 

@@ -99,6 +99,15 @@ static bool disk_add(struct run *r, const struct vm_disk *d)
 	return true;
 }
 
+static bool set_gdb(void *opaque, const char *v)
+{
+	uint64_t port;
+	((struct run *)opaque)->c.gdb = v;
+	if (number_parse(v, 65535, &port) || (!strncmp(v, "unix:", 5) && v[5]))
+		return true;
+	return usage_error("run", "--gdb '%s' is neither a port nor unix:PATH", v);
+}
+
 /* FILE[,format=raw|qcow2][,readonly][,ephemeral] */
 static bool set_disk(void *opaque, const char *v)
 {
@@ -235,6 +244,7 @@ static const struct option_row options[] = {
 	{ "net", "user[,forward=HOST:GUEST]...|none", "a network card on NAT, with port forwards (default user)", set_net },
 	{ "console", "stdio|none|file:PATH", "where the first serial port goes (default stdio)", set_console },
 	{ "no-reboot", NULL, "end, with exit code 0, when the guest resets", set_no_reboot },
+	{ "gdb", "PORT|unix:PATH", "wait, before the first instruction, for GDB to connect", set_gdb },
 	{ "counters", NULL, "soft engine: say at the end what each CPU did", set_counters },
 	{ "interpret", NULL, "soft engine: interpret only, for tests", set_interpret },
 	{ 0 },

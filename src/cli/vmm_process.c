@@ -12,6 +12,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -267,6 +268,15 @@ static int exit_status(const struct relay *r)
 	return VM_EXIT_FAILED;
 }
 
+/* vixen-vmm cannot: its sandbox lets it remove nothing. */
+static void socket_remove(const struct vm_config *c)
+{
+	const char *path = c->gdb && !strncmp(c->gdb, "unix:", 5) ? c->gdb + 5 : NULL;
+	struct stat st;
+	if (path && !lstat(path, &st) && S_ISSOCK(st.st_mode))
+		unlink(path);
+}
+
 int vmm_run(const struct vm_config *c, int control, struct error *e)
 {
 	char path[PATH_MAX];
@@ -294,6 +304,7 @@ int vmm_run(const struct vm_config *c, int control, struct error *e)
 	}
 	relay_run(&r);
 	int code = exit_status(&r);
+	socket_remove(c);
 	terminal_give_back(&r.terminal);
 	close(r.console);
 	close(r.signals);

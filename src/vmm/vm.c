@@ -15,6 +15,7 @@
 #include "vmm/console.h"
 #include "vmm/control.h"
 #include "vmm/engine_choice.h"
+#include "vmm/gdb/server.h"
 #include "vmm/signals.h"
 #include "vmm/vm_private.h"
 
@@ -36,6 +37,13 @@ static void on_signal(void *opaque, uint32_t events)
 		break;
 	case SIGNAL_STOP: vm_interrupt(vm); break;
 	}
+}
+
+static void on_kill(void *opaque) { vm_interrupt(opaque); }
+
+static int gdb_init(struct vm *vm, struct error *e)
+{
+	return vm->config->gdb ? gdb_server_new(&vm->gdb, vm->loop, vm->config->gdb, on_kill, vm, e) : 0;
 }
 
 static int signals_init(struct vm *vm, struct error *e)
@@ -149,7 +157,7 @@ int vm_new(struct vm **out, const struct vm_config *c, int console_fd, int contr
 	if ((ret = engine_choose(&vm->engine, engine, e)) || (ret = signals_init(vm, e)) ||
 	    (ret = console_init(vm, console_fd, e)) || (ret = disks_open(vm, e)) || (ret = board_build(vm, e)) ||
 	    (control_fd >= 0 && (ret = control_new(&vm->control, vm->loop, control_fd, vm, e))) ||
-	    (ret = confine(vm, e)))
+	    (ret = gdb_init(vm, e)) || (ret = confine(vm, e)))
 		goto fail;
 	vm->start_ns = clock_now_ns();
 	*out = vm;
@@ -180,8 +188,10 @@ int vm_run(struct vm *vm, struct error *e)
 	int ret = 0;
 	for (;;) {
 		console_connect(vm->console, console_to_board, vm);
+		gdb_server_board(vm->gdb, vm->board);
 		if (!vm->interrupted)
 			end = board_run(vm->board, e);
+		gdb_server_board(vm->gdb, NULL);
 		console_connect(vm->console, NULL, NULL);
 		if (end != BOARD_RESET || vm->config->no_reboot || vm->interrupted)
 			break;
@@ -191,6 +201,8 @@ int vm_run(struct vm *vm, struct error *e)
 			break;
 		board_pause(vm->board, vm->paused);
 	}
+	if (!vm->interrupted)
+		gdb_server_exited(vm->gdb, end == BOARD_CRASHED, end == BOARD_FAILED ? VM_EXIT_FAILED : VM_EXIT_OFF);
 	disks_flush(vm);
 	console_drain(vm->console);
 	return ret ? VM_EXIT_FAILED : vm->interrupted ? VM_EXIT_INTERRUPTED : exit_code(vm, end, e);
@@ -205,6 +217,7 @@ void vm_free(struct vm *vm)
 	for (unsigned i = 0; i < VM_DISKS_MAX; i++)
 		block_close(vm->disk[i]);
 	console_free(vm->console);
+	gdb_server_free(vm->gdb);
 	if (vm->signal_watch)
 		loop_fd_del(vm->signal_watch);
 	if (vm->signals >= 0)

@@ -37,8 +37,8 @@ static json_t *encode_nets(const struct vm_config *c)
 
 char *vm_config_encode(const struct vm_config *c)
 {
-	json_t *root = json_pack("{s:s*, s:s, s:s*, s:s*, s:s*, s:s, s:s, s:s*, s:i, s:I, s:b, s:b, s:b, s:o, s:o}",
-				 "name", c->name, "engine", c->engine, "cpu_model", c->cpu_model,
+	json_t *root = json_pack("{s:s*, s:s*, s:s, s:s*, s:s*, s:s*, s:s, s:s, s:s*, s:i, s:I, s:b, s:b, s:b, s:o, s:o}",
+				 "gdb", c->gdb, "name", c->name, "engine", c->engine, "cpu_model", c->cpu_model,
 				 "kernel", c->kernel, "initrd", c->initrd, "append", c->append,
 				 "console", console_names[c->console], "console_path", c->console_path,
 				 "cpus", (int)c->cpus, "memory_bytes", (json_int_t)c->memory_bytes,
@@ -131,8 +131,8 @@ int vm_config_decode(struct vm_config *c, const char *json, size_t len, struct e
 	*c = (struct vm_config){ .owner = root };
 	if (!root)
 		return refuse(e, je.text);
-	if (json_unpack_ex(root, &je, 0, "{s?s, s:s, s?s, s?s, s?s, s:s, s:s, s?s, s:i, s:I, s?b, s?b, s?b, s:o, s:o}",
-			   "name", &c->name, "engine", &c->engine, "cpu_model", &c->cpu_model, "kernel", &c->kernel,
+	if (json_unpack_ex(root, &je, 0, "{s?s, s?s, s:s, s?s, s?s, s?s, s:s, s:s, s?s, s:i, s:I, s?b, s?b, s?b, s:o, s:o}",
+			   "gdb", &c->gdb, "name", &c->name, "engine", &c->engine, "cpu_model", &c->cpu_model, "kernel", &c->kernel,
 			   "initrd", &c->initrd, "append", &c->append, "console", &console, "console_path",
 			   &c->console_path, "cpus", &cpus, "memory_bytes", &memory, "no_reboot", &no_reboot,
 			   "interpret_only", &interpret_only, "counters", &counters, "disks", &disks, "nets", &nets))

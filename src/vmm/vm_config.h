@@ -37,6 +37,7 @@ struct vm_config {
 	const char *cpu_model;
 	const char *kernel, *initrd, *append;
 	const char *console_path;
+	const char *gdb;		/* where GDB may connect: "PORT" or "unix:PATH" */
 	enum vm_console console;
 	unsigned cpus;
 	uint64_t memory_bytes;
