@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -160,16 +161,13 @@ static void test_round_trip(void **state)
 	assert_int_equal(b->activity, ACTIVITY_RUNNING);
 }
 
-static void test_instructions(void **state)
+static void guest_load(struct machine *m)
 {
-	struct machine *m = *state;
-	uint64_t handler = CODE + (uint64_t)(kvm_guest_int3 - kvm_guest), cell[2], bits[RAM_BYTES / 4096 / 64];
+	uint64_t handler = CODE + (uint64_t)(kvm_guest_int3 - kvm_guest);
 	const uint64_t gdt[3] = { 0, 0x00af9b000000ffff, 0x00cf93000000ffff };
 	const uint64_t gate[2] = { (handler & 0xffff) | 8 << 16 | 0x8eull << 40 | (handler >> 16 & 0xffff) << 48, 0 };
 	const uint64_t tables[3] = { TABLES + 0x1007, TABLES + 0x2007, 0x87 }, high = 0x200087;
 
-	if (!cpu_model_has(m->model, FEATURE_XSAVE))
-		skip();
 	map_write(m->map, GDT, gdt, sizeof gdt);
 	map_write(m->map, IDT + 48, gate, sizeof gate);
 	for (unsigned i = 0; i < 3; i++)
@@ -184,6 +182,16 @@ static void test_instructions(void **state)
 	m->a.gpr[REG_RBX] = DATA;
 	m->a.gpr[REG_RDI] = XSAVE;
 	engine_kvm.set_state(m->v, &m->a);
+}
+
+static void test_instructions(void **state)
+{
+	struct machine *m = *state;
+	uint64_t cell[2], bits[RAM_BYTES / 4096 / 64];
+
+	if (!cpu_model_has(m->model, FEATURE_XSAVE))
+		skip();
+	guest_load(m);
 	assert_int_equal(engine_kvm.run(m->v, NULL), EXIT_KICKED);
 	engine_kvm.get_state(m->v, &m->b);
 	assert_true(map_read(m->map, DATA + 16, cell, 16));
@@ -418,6 +426,56 @@ static void test_user_dirty(void **state)
 	assert_false(bits[0x180 / 64] >> (0x180 % 64) & 1);
 }
 
+static uint64_t rip(struct machine *m)
+{
+	engine_kvm.get_state(m->v, &m->b);
+	return m->b.rip;
+}
+
+/* A breakpoint on the first xor, behind int3; steps over it and the next; then on to the end. */
+static void test_debug(void **state)
+{
+	struct machine *m = *state;
+	struct debug_plan p = { .count = 1, .point[0] = { CODE + 1, 1, DEBUG_BREAK } };
+	struct debug_stop stop;
+
+	if (!cpu_model_has(m->model, FEATURE_XSAVE))
+		skip();
+	guest_load(m);
+	assert_int_equal(engine_kvm.debug_set(m->v, &p), 0);
+	assert_int_equal(engine_kvm.run(m->v, NULL), EXIT_DEBUG);
+	engine_kvm.debug_get(m->v, &stop);
+	assert_int_equal(stop.why, DEBUG_AT_BREAK);
+	assert_int_equal(stop.point.gva, CODE + 1);
+	assert_int_equal(rip(m), CODE + 1);
+	assert_int_equal(m->b.gpr[REG_RBP], 1);
+	p = (struct debug_plan){ .step = true };
+	assert_int_equal(engine_kvm.debug_set(m->v, &p), 0);
+	for (unsigned i = 1; i <= 2; i++) {
+		assert_int_equal(engine_kvm.run(m->v, NULL), EXIT_DEBUG);
+		engine_kvm.debug_get(m->v, &stop);
+		assert_int_equal(stop.why, DEBUG_STEPPED);
+		assert_int_equal(rip(m), CODE + 1 + 2 * i);
+	}
+	p.step = false;
+	assert_int_equal(engine_kvm.debug_set(m->v, &p), 0);
+	assert_int_equal(engine_kvm.run(m->v, NULL), EXIT_KICKED);
+}
+
+static void test_debug_refuses(void **state)
+{
+	struct machine *m = *state;
+	struct debug_plan p = { .count = 5 };
+
+	assert_int_equal(engine_kvm.debug_set(m->v, &p), -ENOSPC);
+	p = (struct debug_plan){ .count = 1, .point[0] = { DATA, 8, DEBUG_READ } };
+	assert_int_equal(engine_kvm.debug_set(m->v, &p), -ENOTSUP);
+	p.point[0] = (struct debug_point){ DATA + 1, 8, DEBUG_WRITE };
+	assert_int_equal(engine_kvm.debug_set(m->v, &p), -EINVAL);
+	p.point[0] = (struct debug_point){ DATA, 3, DEBUG_WRITE };
+	assert_int_equal(engine_kvm.debug_set(m->v, &p), -EINVAL);
+}
+
 static void test_probe(void **state)
 {
 	struct kvm_probe p;
@@ -435,6 +493,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_user_mapping, user_setup, user_teardown),
 		cmocka_unit_test_setup_teardown(test_user_code, user_setup, user_teardown),
 		cmocka_unit_test_setup_teardown(test_user_dirty, user_setup, user_teardown),
+		cmocka_unit_test_setup_teardown(test_debug, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_debug_refuses, setup, teardown),
 		cmocka_unit_test(test_probe),
 	};
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);

@@ -127,7 +127,7 @@ static enum exit_reason user_run(struct vcpu *v, struct error *e)
 	atomic_store(&v->kicked, false);
 	tick_arm(v->user);
 	why = engine_soft.run(v->soft, e);
-	if (why != EXIT_KICKED || !atomic_exchange(&v->user->tick, false) || atomic_load(&v->kicked))
+	if (why != EXIT_KICKED || v->plan.step || v->plan.count || !atomic_exchange(&v->user->tick, false) || atomic_load(&v->kicked))
 		return why;
 	return visit(v, e);
 }
@@ -201,6 +201,20 @@ static uint64_t user_tsc(struct vcpu *v) { return engine_soft.tsc(v->soft); }
 
 uint64_t kvm_user_visits(struct vcpu *v) { return atomic_load(&v->user->visits); }
 
+static uint8_t user_get_cr8(struct vcpu *v) { return engine_soft.get_cr8(v->soft); }
+static void user_set_cr8(struct vcpu *v, uint8_t cr8) { engine_soft.set_cr8(v->soft, cr8); }
+static void user_debug_get(struct vcpu *v, struct debug_stop *out) { engine_soft.debug_get(v->soft, out); }
+
+/* While there is a plan, user code runs in software too. */
+static int user_debug_set(struct vcpu *v, const struct debug_plan *p)
+{
+	int ret = engine_soft.debug_set(v->soft, p);
+
+	if (!ret)
+		v->plan = *p;
+	return ret;
+}
+
 const struct engine_ops engine_kvm_user = {
 	.name = "kvm",
 	.create = user_create,
@@ -212,4 +226,8 @@ const struct engine_ops engine_kvm_user = {
 	.get_state = user_get_state,
 	.set_state = user_set_state,
 	.tsc = user_tsc,
+	.get_cr8 = user_get_cr8,
+	.set_cr8 = user_set_cr8,
+	.debug_set = user_debug_set,
+	.debug_get = user_debug_get,
 };
