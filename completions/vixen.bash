@@ -20,10 +20,11 @@ _vixen_run()
 	--console) COMPREPLY=($(compgen -W 'stdio none file:' -- "$cur")) ;;
 	--kernel | --initrd | --disk | --cdrom) COMPREPLY=($(compgen -f -- "$cur")) ;;
 	--name | --cpus | --memory | --append) ;;
+	--format) COMPREPLY=($(compgen -W 'table json' -- "$cur")) ;;
 	--gdb) COMPREPLY=($(compgen -W '1234 unix:' -- "$cur")) ;;
 	*) case $cur in
 	   -*) COMPREPLY=($(compgen -W '--name --engine --cpu --cpus --memory --kernel --initrd --append --firmware --disk
-		--cdrom --net --console --no-reboot --gdb --counters --interpret --help' -- "$cur")) ;;
+		--cdrom --net --console --no-reboot --gdb --counters --format --interpret --help' -- "$cur")) ;;
 	   *) COMPREPLY=($(compgen -W "$(_vixen_images)" -- "$cur") $(compgen -f -- "$cur")) ;;
 	   esac ;;
 	esac

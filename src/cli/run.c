@@ -52,6 +52,13 @@ static bool set_interpret(void *r, const char *v) { (void)v; return ((struct run
 
 static bool set_counters(void *r, const char *v) { (void)v; return ((struct run *)r)->c.counters = true; }
 
+static bool set_format(void *opaque, const char *v)
+{
+	static const char *const names[] = { "table", "json", NULL };
+	((struct run *)opaque)->c.json = !strcmp(v, "json");
+	return one_of("format", v, names);
+}
+
 static bool set_engine(void *opaque, const char *v)
 {
 	static const char *const names[] = { "auto", "soft", "kvm", NULL };
@@ -245,7 +252,8 @@ static const struct option_row options[] = {
 	{ "console", "stdio|none|file:PATH", "where the first serial port goes (default stdio)", set_console },
 	{ "no-reboot", NULL, "end, with exit code 0, when the guest resets", set_no_reboot },
 	{ "gdb", "PORT|unix:PATH", "wait, before the first instruction, for GDB to connect", set_gdb },
-	{ "counters", NULL, "soft engine: say at the end what each CPU did", set_counters },
+	{ "counters", NULL, "say on stderr, at the end, what each CPU did", set_counters },
+	{ "format", "table|json", "how --counters says it (default table)", set_format },
 	{ "interpret", NULL, "soft engine: interpret only, for tests", set_interpret },
 	{ 0 },
 };

@@ -49,7 +49,6 @@ struct engine_config {
 	const struct cpu_model *model;
 	unsigned vcpus;
 	uint64_t tsc_hz;	/* guest TSC frequency */
-	bool counters;		/* soft: print what each vCPU did when it is destroyed */
 	bool interpret_only;	/* soft: no translator (tests) */
 	bool host_tsc;		/* soft: the guest's TSC is the host's, plus the vCPU's offset */
 };
@@ -78,6 +77,8 @@ struct debug_stop {
 	struct debug_point point;	/* the one that was met */
 };
 
+typedef void counter_fn(void *opaque, const char *group, const char *name, uint64_t count);
+
 struct engine_ops {
 	const char *name;	/* "soft", "kvm" */
 	int  (*create)(struct engine **out, const struct engine_config *cfg, struct error *e);
@@ -100,6 +101,8 @@ struct engine_ops {
 	int  (*debug_set)(struct vcpu *v, const struct debug_plan *p);
 	/* After EXIT_DEBUG. */
 	void (*debug_get)(struct vcpu *v, struct debug_stop *out);
+	/* What the vCPU did since it was created: a call for each number, group by group. As get_state. */
+	void (*counters)(struct vcpu *v, counter_fn *each, void *opaque);
 	/* KVM only: in-kernel irqchip; NULL on soft. */
 	const struct engine_irqchip_ops *irqchip;
 };

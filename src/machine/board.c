@@ -243,7 +243,7 @@ static int cpus_init(struct board *b, struct error *e)
 		return ret;
 	const struct engine_config ec = {
 		.map = b->map, .model = b->model, .vcpus = b->config.vcpus, .tsc_hz = b->tsc_hz,
-		.counters = b->config.counters, .interpret_only = b->config.interpret_only,
+		.interpret_only = b->config.interpret_only,
 	};
 	if ((ret = b->config.engine->create(&b->engine, &ec, e)))
 		return ret;

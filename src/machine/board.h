@@ -30,7 +30,7 @@ struct board_config {
 	const char *cpu_model;		/* "x86-64-v2", "x86-64-v3", "host" */
 	unsigned vcpus;			/* 1..16 */
 	uint64_t ram_bytes;		/* multiple of 4 KiB, from BOARD_RAM_MIN */
-	bool interpret_only, counters;
+	bool interpret_only;
 	/* The first serial port. write: on a vCPU thread. */
 	void (*console_write)(void *opaque, uint8_t byte);
 	void (*console_room)(void *opaque);	/* takes input again; any thread; may be NULL */

@@ -213,6 +213,11 @@ void board_debug_set_cr8(struct board *b, unsigned cpu, uint8_t cr8)
 	b->config.engine->set_cr8(b->cpu[cpu].vcpu, cr8);
 }
 
+void board_counters(struct board *b, unsigned cpu, counter_fn *each, void *opaque)
+{
+	b->config.engine->counters(b->cpu[cpu].vcpu, each, opaque);
+}
+
 static bool translate(struct board *b, const struct x86_state *s, bool physical, uint64_t at, uint64_t *gpa)
 {
 	struct mmu_result r;

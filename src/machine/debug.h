@@ -38,6 +38,8 @@ void board_debug_why(struct board *b, struct board_stop *out);
 unsigned board_debug_cpus(const struct board *b);
 void board_debug_get(struct board *b, unsigned cpu, struct x86_state *out);
 void board_debug_set(struct board *b, unsigned cpu, const struct x86_state *in);
+/* Also before and after board_run(). */
+void board_counters(struct board *b, unsigned cpu, counter_fn *each, void *opaque);
 uint8_t board_debug_cr8(struct board *b, unsigned cpu);
 void board_debug_set_cr8(struct board *b, unsigned cpu, uint8_t cr8);
 /* RAM and ROM only: looking at a device could change it. `physical`, or linear as the vCPU's page tables map it, past

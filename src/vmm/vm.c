@@ -14,6 +14,7 @@
 #include "machine/board.h"
 #include "vmm/console.h"
 #include "vmm/control.h"
+#include "vmm/counters.h"
 #include "vmm/engine_choice.h"
 #include "vmm/gdb/server.h"
 #include "vmm/signals.h"
@@ -86,7 +87,7 @@ static int board_build(struct vm *vm, struct error *e)
 	const struct vm_config *c = vm->config;
 	const struct board_config bc = {
 		.engine = vm->engine, .cpu_model = c->cpu_model, .vcpus = c->cpus, .ram_bytes = c->memory_bytes,
-		.interpret_only = c->interpret_only, .counters = c->counters,
+		.interpret_only = c->interpret_only,
 		.console_write = console_write, .console_room = console_room, .console_opaque = vm->console,
 	};
 	const struct boot_files files = { c->kernel, c->initrd, c->append ? c->append : "" };
@@ -192,6 +193,8 @@ int vm_run(struct vm *vm, struct error *e)
 		if (!vm->interrupted)
 			end = board_run(vm->board, e);
 		gdb_server_board(vm->gdb, NULL);
+		if (vm->config->counters)
+			counters_print(vm->board, vm->config->json, stderr);
 		console_connect(vm->console, NULL, NULL);
 		if (end != BOARD_RESET || vm->config->no_reboot || vm->interrupted)
 			break;

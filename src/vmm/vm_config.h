@@ -42,6 +42,7 @@ struct vm_config {
 	unsigned cpus;
 	uint64_t memory_bytes;
 	bool no_reboot, interpret_only, counters;
+	bool json;		/* how counters are printed */
 	unsigned ndisks, nnets;
 	struct vm_disk disk[VM_DISKS_MAX];
 	struct vm_net net[VM_NETS_MAX];

@@ -1,6 +1,6 @@
 /*
  * A debugger outside of the guest, by KVM_SET_GUEST_DEBUG: four points in the CPU's debug registers. While there are
- * any, the guest's own debug registers hold what it wrote, but do not trap.
+ * any, the guest's own debug registers hold what it wrote, but do not trap. And what is counted.
  */
 #include <errno.h>
 #include <sys/ioctl.h>
@@ -81,3 +81,18 @@ void kvm_debug_note(struct vcpu *v)
 }
 
 void kvm_debug_get(struct vcpu *v, struct debug_stop *out) { *out = v->stop; }
+
+void kvm_counters(struct vcpu *v, counter_fn *each, void *opaque)
+{
+	static const char *const names[KVM_EXITS] = {
+		[0] = "other", [KVM_EXIT_IO] = "port", [KVM_EXIT_MMIO] = "MMIO", [KVM_EXIT_HLT] = "HLT",
+		[KVM_EXIT_INTR] = "signal", [KVM_EXIT_DEBUG] = "debug", [KVM_EXIT_SHUTDOWN] = "shutdown",
+		[KVM_EXIT_INTERNAL_ERROR] = "not emulated", [KVM_EXIT_IRQ_WINDOW_OPEN] = "interrupt window",
+		[KVM_EXIT_SET_TPR] = "task priority", [KVM_EXIT_SYSTEM_EVENT] = "system event",
+	};
+
+	for (unsigned i = 0; i < KVM_EXITS; i++)
+		if (names[i] || v->exits[i])
+			each(opaque, "exits from KVM", names[i] ? names[i] : names[0], v->exits[i]);
+	each(opaque, "instructions interpreted", "all", atomic_load(&v->fallbacks));
+}

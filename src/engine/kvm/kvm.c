@@ -131,5 +131,6 @@ const struct engine_ops engine_kvm = {
 	.set_cr8 = kvm_set_cr8,
 	.debug_set = kvm_debug_set,
 	.debug_get = kvm_debug_get,
+	.counters = kvm_counters,
 	.irqchip = &kvm_irqchip_ops,
 };

@@ -22,6 +22,7 @@
 #define KVM_ROUTES 1024
 #define KVM_GSI_MSI 40		/* below: IO-APIC and 8259, from ENGINE_GSI_8259 on 8259 only */
 #define KVM_MSRS 96
+#define KVM_EXITS 32
 
 struct kvm_slot { bool used; struct ram_slot ram; };
 struct kvm_bell { uint64_t gpa; unsigned size; int fd; };
@@ -57,6 +58,7 @@ struct vcpu {
 	struct user_cpu *user;		/* user_only */
 	struct debug_plan plan;
 	struct debug_stop stop;
+	uint64_t exits[KVM_EXITS];	/* by reason; 0: the rest. Read while it is stopped */
 	_Atomic uint64_t fallbacks;	/* instructions that the interpreter executed */
 };
 
@@ -88,6 +90,7 @@ uint64_t kvm_tsc_base(const struct engine *en);
 /* debug.c */
 int kvm_debug_set(struct vcpu *v, const struct debug_plan *p);
 void kvm_debug_get(struct vcpu *v, struct debug_stop *out);
+void kvm_counters(struct vcpu *v, counter_fn *each, void *opaque);
 void kvm_debug_note(struct vcpu *v);	/* after KVM_EXIT_DEBUG */
 
 /* Executes one instruction at the vCPU's RIP. -errno with e filled; 1: the vCPU shut down. */

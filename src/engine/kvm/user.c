@@ -205,6 +205,12 @@ static uint8_t user_get_cr8(struct vcpu *v) { return engine_soft.get_cr8(v->soft
 static void user_set_cr8(struct vcpu *v, uint8_t cr8) { engine_soft.set_cr8(v->soft, cr8); }
 static void user_debug_get(struct vcpu *v, struct debug_stop *out) { engine_soft.debug_get(v->soft, out); }
 
+static void user_counters(struct vcpu *v, counter_fn *each, void *opaque)
+{
+	each(opaque, "user code in KVM", "visits", kvm_user_visits(v));
+	engine_soft.counters(v->soft, each, opaque);
+}
+
 /* While there is a plan, user code runs in software too. */
 static int user_debug_set(struct vcpu *v, const struct debug_plan *p)
 {
@@ -230,4 +236,5 @@ const struct engine_ops engine_kvm_user = {
 	.set_cr8 = user_set_cr8,
 	.debug_set = user_debug_set,
 	.debug_get = user_debug_get,
+	.counters = user_counters,
 };

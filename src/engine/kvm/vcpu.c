@@ -159,6 +159,7 @@ static bool handle_exit(struct vcpu *v, enum exit_reason *why, struct error *e)
 {
 	struct kvm_run *r = v->run;
 
+	v->exits[r->exit_reason < KVM_EXITS ? r->exit_reason : 0]++;
 	switch (r->exit_reason) {
 	case KVM_EXIT_IO: exit_io(v); return false;
 	case KVM_EXIT_MMIO: exit_mmio(v); return false;

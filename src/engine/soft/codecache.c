@@ -74,6 +74,7 @@ void cache_flush(struct vcpu *v)
 {
 	struct trans_vcpu *t = trans_of(v);
 
+	t->count_flushes++;
 	memset(t->hash, 0, sizeof t->hash);
 	memset(t->page_hash, 0, sizeof t->page_hash);
 	t->block_count = 0;
@@ -122,6 +123,7 @@ void cache_inbox(struct vcpu *v)
 	memcpy(pages, t->inbox, sizeof pages);
 	t->inbox_count = 0;
 	pthread_mutex_unlock(&t->inbox_lock);
+	t->count_stale += n;
 	if (n > INBOX_PAGES) {
 		cache_flush(v);
 		return;

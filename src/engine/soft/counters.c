@@ -1,9 +1,5 @@
-#include "engine/soft/counters.h"
-
-#include <inttypes.h>
 #include <stdlib.h>
 
-#include "base/log.h"
 #include "engine/soft/soft.h"
 #include "engine/soft/translate.h"
 
@@ -16,9 +12,8 @@ static int line_order(const void *a, const void *b)
 	return (x < y) - (x > y);
 }
 
-#define OPS_SHOWN 24
-
-static void print_ops(unsigned cpu, const struct counters *c)
+/* The most frequent first. */
+static void each_op(const struct counters *c, counter_fn *each, void *opaque)
 {
 	struct line l[X86_OP_COUNT];
 	uint64_t total = 0;
@@ -28,28 +23,31 @@ static void print_ops(unsigned cpu, const struct counters *c)
 		total += c->op[i];
 	}
 	qsort(l, X86_OP_COUNT, sizeof l[0], line_order);
-	log_warn("cpu %u: interpreted instructions %" PRIu64, cpu, total);
-	for (unsigned i = 0; i < OPS_SHOWN && l[i].count; i++)
-		log_warn("cpu %u:   %-20s %12" PRIu64, cpu, l[i].name, l[i].count);
+	each(opaque, "instructions interpreted", "all", total);
+	for (unsigned i = 0; i < X86_OP_COUNT && l[i].count; i++)
+		each(opaque, "instructions interpreted", l[i].name, l[i].count);
 }
 
-void counters_print(const struct vcpu *v)
+static void each_fault(const struct counters *c, counter_fn *each, void *opaque)
 {
-	const struct counters *c = &v->counters;
-	const struct line lines[] = {
-		{ "interrupts", c->interrupts },
-		{ "walk cache hits", c->walk_hits }, { "page walks", c->walks }, { "walks that faulted", c->walk_faults },
-		{ "TLB fills", c->fills }, { "TLB fills to write", c->fills_write },
-		{ "CR3 writes", c->switches }, { "CR3 writes, no flush", c->switches_kept },
-		{ "flushes of all", c->flush_all }, { "flushes of local", c->flush_local },
-		{ "flushes of a page", c->flush_page }, { "local entries dropped", c->local_entries },
+	static const char *const names[32] = {
+		"#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS", "#GP", "#PF", "15",
+		"#MF", "#AC", "#MC", "#XM", "#VE", "#CP", "22", "23", "24", "25", "26", "27", "28", "29", "30", "31",
 	};
 
-	print_ops(v->w.index, c);
-	translate_counters(v);
-	for (unsigned i = 0; i < sizeof lines / sizeof *lines; i++)
-		log_warn("cpu %u: %-22s %12" PRIu64, v->w.index, lines[i].name, lines[i].count);
 	for (unsigned i = 0; i < 32; i++)
 		if (c->fault[i])
-			log_warn("cpu %u: exception %-12u %12" PRIu64, v->w.index, i, c->fault[i]);
+			each(opaque, "exceptions", names[i], c->fault[i]);
+}
+
+void soft_counters(struct vcpu *v, counter_fn *each, void *opaque)
+{
+	const struct counters *c = &v->counters;
+
+	translate_counters(v, each, opaque);
+#define COUNTER(field, group, name) each(opaque, group, name, c->field);
+#include "engine/soft/counters.def"
+#undef COUNTER
+	each_fault(c, each, opaque);
+	each_op(c, each, opaque);
 }

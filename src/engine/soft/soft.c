@@ -433,7 +433,6 @@ static int soft_create(struct engine **out, const struct engine_config *cfg, str
 	en = &eng->soft;
 	en->map = cfg->map;
 	en->model = cfg->model;
-	en->counters = cfg->counters;
 	en->vcpu_total = cfg->vcpus ? cfg->vcpus : 1;
 	en->interpret_only = cfg->interpret_only;
 	en->tsc_hz = cfg->tsc_hz ? cfg->tsc_hz : 1000000000;
@@ -513,8 +512,6 @@ static int soft_vcpu_create(struct vcpu **out, struct engine *eng, const struct 
 
 static void soft_vcpu_destroy(struct vcpu *v)
 {
-	if (v->en->counters)
-		counters_print(v);
 	v->en->vcpu[v->w.index] = NULL;
 	translator_vcpu_fini(v);
 	interp_fini(v);
@@ -575,4 +572,5 @@ const struct engine_ops engine_soft = {
 	.set_cr8 = soft_set_cr8,
 	.debug_set = soft_debug_set,
 	.debug_get = soft_debug_get,
+	.counters = soft_counters,
 };

@@ -31,7 +31,7 @@ struct soft_engine {
 	const struct cpu_model *model;
 	struct vcpu *vcpu[SOFT_MAX_VCPUS];
 	unsigned vcpu_total;		/* as configured */
-	bool counters, interpret_only;
+	bool interpret_only;
 	uint64_t tsc_hz, tsc_start_ns;
 	uint64_t tsc_scale;		/* ticks per ns, times 2^TSC_SHIFT */
 	bool host_tsc;
@@ -59,6 +59,9 @@ static inline uint32_t code_version(struct soft_engine *en, uint32_t ram_page)
 {
 	return atomic_load_explicit(&en->code[ram_page].version, memory_order_acquire);
 }
+
+/* --- counters.c --- */
+void soft_counters(struct vcpu *v, counter_fn *each, void *opaque);
 
 /* --- soft.c --- */
 /* Leaves the x87 and vector state alone: the guest's may be live. */

@@ -11,7 +11,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "base/log.h"
 #include "engine/soft/mem.h"
 
 #define HWCAP2_FSGSBASE_BIT 2ul
@@ -104,7 +103,7 @@ void translate_begin(struct vcpu *v)
 		syscall(SYS_arch_prctl, ARCH_SET_GS_CODE, v);
 }
 
-void translate_counters(const struct vcpu *v)
+void translate_counters(const struct vcpu *v, counter_fn *each, void *opaque)
 {
 	static const char *const names[TEXIT_COUNT] = {
 		[TEXIT_MISS] = "TLB miss", [TEXIT_STEP] = "step", [TEXIT_CHAIN] = "link", [TEXIT_LOOKUP] = "look-up",
@@ -114,9 +113,11 @@ void translate_counters(const struct vcpu *v)
 
 	if (!t)
 		return;
-	log_warn("cpu %u: blocks translated      %12llu", v->w.index, (unsigned long long)t->count_blocks);
+	each(opaque, "translated code", "blocks translated", t->count_blocks);
+	each(opaque, "translated code", "cache emptied", t->count_flushes);
+	each(opaque, "translated code", "pages written to", t->count_stale);
 	for (unsigned i = 1; i < TEXIT_COUNT; i++)
-		log_warn("cpu %u: exit: %-16s %12llu", v->w.index, names[i], (unsigned long long)t->count_exit[i]);
+		each(opaque, "exits from translated code", names[i], t->count_exit[i]);
 }
 
 /* --- modes --- */

@@ -24,8 +24,8 @@ void translate_run(struct vcpu *v);
 /* Can the current mode be translated at all? If not, the run loop interprets. */
 bool translate_usable(struct vcpu *v);
 
-/* Prints what was counted. Any thread, vCPU stopped. */
-void translate_counters(const struct vcpu *v);
+/* What was counted; the vCPU is stopped. */
+void translate_counters(const struct vcpu *v, counter_fn *each, void *opaque);
 
 /* Forgets all of the vCPU's translated code. It is not running, or on its own thread outside of translate_run(). */
 void translate_drop_all(struct vcpu *v);

@@ -112,7 +112,7 @@ struct trans_vcpu {
 	uint32_t inbox[INBOX_PAGES];
 	_Atomic uint32_t inbox_count;	/* > INBOX_PAGES: everything */
 	struct block_build *build;
-	uint64_t count_exit[TEXIT_COUNT], count_blocks;
+	uint64_t count_exit[TEXIT_COUNT], count_blocks, count_flushes, count_stale;
 };
 
 struct translator { unsigned fp_level; };

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "machine/debug.h"
+#include "vmm/counters.h"
 
 static void print_segment(FILE *out, const char *name, const struct x86_segment *s)
 {
@@ -55,6 +56,8 @@ static void info_registers(struct board *b, unsigned cpu, FILE *out)
 	free(s);
 }
 
+static void info_counters(struct board *b, unsigned cpu, FILE *out) { counters_print(b, false, out); }
+
 static void reset(struct board *b, unsigned cpu, FILE *out)
 {
 	board_debug_reset(b);
@@ -69,6 +72,7 @@ static const struct command {
 } commands[] = {
 	{ "help", "this list", help },
 	{ "info registers", "all registers of the CPU that GDB looks at, with their hidden parts", info_registers },
+	{ "info counters", "what each CPU did, as --counters prints it", info_counters },
 	{ "reset", "what the machine's reset button does; it stays stopped", reset },
 	{ "quit", "ends the machine", NULL },	/* the server's */
 };
