@@ -369,6 +369,8 @@ void mem_probe_store(struct vcpu *v, unsigned seg, uint64_t offset, unsigned n)
 	unsigned part = first_part(va, n);
 	struct page_access a;
 
+	if (likely(va - v->tlb[v->tlb_mode][tlb_index(va)].tag_write <= GUEST_PAGE_SIZE - n))
+		return;
 	canonical_check(v, seg, va, n);
 	page_translate(v, v->tlb_mode, va, true, &a);
 	if (part < n)
