@@ -20,10 +20,12 @@ struct cpu_thread {
 	bool started;
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
-	bool wake;
+	atomic_bool wake;		/* atomic for halt_wait(), which looks without the lock */
 	uint32_t events;
 	uint8_t sipi_vector;
 	atomic_bool nmi;
+	bool halt_looks;		/* the vCPU's thread alone: see halt.c */
+	uint32_t halt_window_ns;
 	/* The debugger's; covered by board_debug.lock. */
 	enum debug_go go;
 	bool has_met;			/* `met` is still to be told */

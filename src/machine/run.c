@@ -20,6 +20,7 @@
 #include "devices/irq/lapic.h"
 #include "host/loop.h"
 #include "machine/board_private.h"
+#include "machine/halt.h"
 
 /* Which vCPU's thread this is: a LAPIC's registers answer by who asks. Set once at the thread's start. */
 static _Thread_local unsigned thread_vcpu;
@@ -134,6 +135,7 @@ static void *cpu_main(void *opaque)
 	struct board *b = c->board;
 	struct error e = { 0 };
 	thread_vcpu = c->index;
+	c->halt_looks = halt_may_look(b->config.vcpus);
 	bool waiting = waits_for_sipi(c);
 	while (!atomic_load(&b->stopping)) {
 		uint8_t vector;
@@ -152,7 +154,7 @@ static void *cpu_main(void *opaque)
 		}
 		switch (b->config.engine->run(c->vcpu, &e)) {
 		case EXIT_KICKED: break;
-		case EXIT_HALT: sleep_for_news(c); break;
+		case EXIT_HALT: halt_wait(c); break;
 		case EXIT_DEBUG: debug_met(c); break;
 		case EXIT_SHUTDOWN:
 			if (!debug_crashed(c))
