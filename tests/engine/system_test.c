@@ -216,6 +216,34 @@ static void test_tsc(void **state)
 	machine_fini(&m);
 }
 
+/* --- PAUSE --- */
+
+/* Few of them leave translated code, those that do change nothing. */
+static void test_pause(void **state)
+{
+	static const uint8_t code[] = { 0xb9, 0x10, 0x27, 0, 0,		/* mov ecx, 10000 */
+					0xf9,				/* l: stc */
+					0xf3, 0x90,			/* pause */
+					0x83, 0xd3, 0x00,		/* adc ebx, 0 */
+					0xff, 0xc9, 0x75, 0xf6,		/* dec ecx; jne l */
+					0xf4 };
+	struct machine m;
+	struct x86_state *s;
+
+	machine_init(&m, false);
+	s = state_new(&m);
+	tables_build(&m);
+	map_write(m.map, CODE, code, sizeof code);
+	state_begin(s, false);
+	s->gpr[REG_RBX] = 0;
+	run(&m, s, s);
+	assert_int_equal(s->activity, ACTIVITY_HALTED);
+	assert_int_equal(s->gpr[REG_RBX], 10000);
+	assert_in_range(interpreted(&m, X86_PAUSE), 1, 100);
+	free(s);
+	machine_fini(&m);
+}
+
 /* --- SYSCALL, SYSRET, FSGSBASE with 48 and with 57 bits --- */
 
 extern const char syscall_code[], syscall_user[], syscall_entry[], syscall_end[];
@@ -388,6 +416,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_tsc),
+		cmocka_unit_test(test_pause),
 		cmocka_unit_test(test_syscall),
 		cmocka_unit_test(test_iret),
 	};

@@ -1,4 +1,6 @@
 /* Port I/O, the interrupt flag, flags images, HLT and its kin. */
+#include <sched.h>
+
 #include "engine/soft/handlers.h"
 
 static bool io_bitmap_allows(struct vcpu *v, uint16_t port, unsigned size)
@@ -176,7 +178,20 @@ INTERP_HANDLER(op_hlt)
 	interp_of(v)->check_events = true;
 }
 
-INTERP_HANDLER(op_pause) { __builtin_ia32_pause(); }
+/* Who spins waits for another vCPU, and that may be waiting for this thread's core. */
+#define PAUSES_PER_YIELD 1024
+
+INTERP_HANDLER(op_pause)
+{
+	if (v->hot.pauses_left > 0) {
+		v->hot.pauses_left--;
+		__builtin_ia32_pause();
+	} else {
+		v->hot.pauses_left = PAUSES_PER_YIELD;
+		sched_yield();
+	}
+}
+
 INTERP_HANDLER(op_fence) { atomic_thread_fence(memory_order_seq_cst); }
 
 /* CLFLUSH, CLWB: a read as far as faults go. */

@@ -160,10 +160,25 @@ static enum insn_result smap_translate(struct block_build *b, struct block_insn 
 	return INSN_ENDS;
 }
 
+static enum insn_result pause_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+
+	if (bi->in.lock)
+		return INSN_STEP;
+	emit_flags_save(e);
+	emit_op_mem(e, false, 0x83, 5, hm_gs(OFF_HOT(pauses_left)));	/* sub .., 1 */
+	e1(e, 1);
+	step_if(b, bi, CC_S);
+	e2(e, 0xf3, 0x90);
+	emit_flags_restore(e);
+	return INSN_NEXT;
+}
+
 bool system_goes_on(const struct insn *in)
 {
 	switch (in->op) {
-	case X86_SWAPGS: case X86_RDTSC: case X86_RDTSCP:
+	case X86_SWAPGS: case X86_RDTSC: case X86_RDTSCP: case X86_PAUSE:
 	case X86_RDFSBASE: case X86_RDGSBASE: case X86_WRFSBASE: case X86_WRGSBASE:
 		return true;
 	case X86_MOV_CR: return in->ops[1].kind == OPK_CR;
@@ -325,6 +340,7 @@ static enum insn_result inline_translate(struct block_build *b, struct block_ins
 	switch (bi->in.op) {
 	case X86_SYSCALL: return syscall_translate(b, bi);
 	case X86_SYSRET: return sysret_translate(b, bi);
+	case X86_PAUSE: return pause_translate(b, bi);
 	case X86_IRET: return iret_translate(b, bi);
 	case X86_SWAPGS: return swapgs_translate(b);
 	case X86_STAC: return smap_translate(b, bi, true);
@@ -344,7 +360,7 @@ enum insn_result system_translate(struct block_build *b, struct block_insn *bi)
 {
 	/* Those below differ in 32-bit code, or do not exist. */
 	if (b->wide || bi->in.op == X86_STAC || bi->in.op == X86_CLAC || bi->in.op == X86_MOV_CR ||
-	    bi->in.op == X86_MOV_SEG || bi->in.op == X86_RDTSC || bi->in.op == X86_RDTSCP)
+	    bi->in.op == X86_MOV_SEG || bi->in.op == X86_RDTSC || bi->in.op == X86_RDTSCP || bi->in.op == X86_PAUSE)
 		return inline_translate(b, bi);
 	return INSN_STEP;
 }

@@ -69,6 +69,7 @@ struct vcpu_hot {
 					 * SYSCALL_LA57 or not; 0: they do not */
 	uint64_t syscall_cs, syscall_ss, sysret_cs, sysret_ss;	/* limit, selector, attributes */
 	uint8_t segment_flat[2];	/* 32-bit code may use FS, GS as base + offset modulo 4 GiB */
+	int32_t pauses_left;		/* PAUSEs until the thread gives its core away */
 	uint8_t irq_hint;		/* a kick came since interrupts were last looked at with IF set */
 };
 
