@@ -316,6 +316,29 @@ static void insn_flow(struct program *p)
 	}
 }
 
+/* Returns that do not pair with calls. */
+static void insn_unpaired(struct program *p)
+{
+	unsigned r = reg_any(p), at;
+
+	switch (rnd(p) % 4) {
+	case 0:		/* call next; pop r */
+		put(p, 0xe8), put32(p, 0), put(p, 0x58 | r);
+		break;
+	case 1:		/* push behind; ret */
+		at = p->n;
+		put(p, 0x68), put32(p, CODE + at + 6), put(p, 0xc3);
+		break;
+	case 2:		/* call f; ud2; jmp over; f: add dword [esp], 2; ret: over the UD2 */
+		put(p, 0xe8), put32(p, 4);
+		put_bytes(p, "\x0f\x0b\xeb\x05\x83\x04\x24\x02\xc3", 9);
+		break;
+	default:	/* push 1; call f; jmp over; f: ret 4 */
+		put_bytes(p, "\x6a\x01\xe8\x02\x00\x00\x00\xeb\x03\xc2\x04\x00", 12);
+		break;
+	}
+}
+
 static void insn_float(struct program *p)
 {
 	static const uint8_t ops[] = { 0x58, 0x59, 0x5c, 0x54, 0x57, 0x14, 0xc6 };
@@ -338,12 +361,13 @@ static void program_make(struct program *p, uint64_t seed)
 	memset(p, 0, sizeof *p);
 	p->seed = seed * 0x9e3779b97f4a7c15ull + 1;
 	while (p->n < PROGRAM_BYTES - 100) {
-		switch (rnd(p) % 7) {
+		switch (rnd(p) % 8) {
 		case 0: case 1: insn_alu(p); break;
 		case 2: insn_move(p); break;
 		case 3: insn_bits(p); break;
 		case 4: insn_stack(p); break;
 		case 5: insn_float(p); break;
+		case 6: insn_unpaired(p); break;
 		default: insn_flow(p); break;
 		}
 	}

@@ -271,6 +271,75 @@ static void insn_misc(struct program *p)
 	}
 }
 
+static void put_bytes(struct program *p, const char *b, unsigned n) { memcpy(p->b + p->n, b, n); p->n += n; }
+static void put_rel32(struct program *p, unsigned target) { put32(p, target - (p->n + 4)); }
+/* lea r, [rip + d] */
+static void lea_rip(struct program *p, unsigned r, unsigned d)
+{
+	put(p, 0x48 | (r & 8) >> 1), put(p, 0x8d), put(p, 5 | (r & 7) << 3), put32(p, d);
+}
+
+/* Functions on the program's first page, called from all of them: [0] leaf, [1] calls it, [2] pops 16 bytes, [3] returns
+ * three bytes further than it was told. */
+#define FUNCTIONS 4
+static void functions_make(struct program *p, unsigned *f)
+{
+	f[0] = p->n;
+	insn_alu(p);
+	put(p, 0xc3);
+	f[1] = p->n;
+	put(p, 0xe8), put_rel32(p, f[0]);
+	insn_move(p);
+	put(p, 0xe8), put_rel32(p, f[0]);
+	put(p, 0xc3);
+	f[2] = p->n;
+	insn_alu(p);
+	put_bytes(p, "\xc2\x10\x00", 3);
+	f[3] = p->n;
+	put_bytes(p, "\x48\x83\x04\x24\x03\xc3", 6);	/* add qword [rsp], 3; ret */
+}
+
+/* Calls and returns, paired and not. */
+static void insn_call(struct program *p, const unsigned *f)
+{
+	unsigned r = reg_any(p);
+
+	switch (rnd(p) % 8) {
+	case 0: case 1: put(p, 0xe8), put_rel32(p, f[rnd(p) & 1]); break;
+	case 2:
+		put_bytes(p, "\x6a\x07\x6a\x08", 4);			/* push 7; push 8 */
+		put(p, 0xe8), put_rel32(p, f[2]);
+		break;
+	case 3:
+		put(p, 0xe8), put_rel32(p, f[3]);
+		put_bytes(p, "\x0f\x0b\x0f", 3);				/* skipped */
+		break;
+	case 4: case 5:	/* through a register, or memory */
+		mov_imm(p, r, CODE + f[rnd(p) & 1]);
+		if (rnd(p) & 1) {
+			put(p, 0x40 | r >> 3), put(p, 0xff), put(p, 0xd0 | (r & 7));
+		} else {
+			put(p, 0x40 | r >> 3), put(p, 0x50 | (r & 7));		/* push r; call [rsp]; pop r */
+			put_bytes(p, "\xff\x14\x24", 3);
+			put(p, 0x40 | r >> 3), put(p, 0x58 | (r & 7));
+		}
+		break;
+	case 6:		/* call next; pop r */
+		put(p, 0xe8), put32(p, 0);
+		put(p, 0x40 | r >> 3), put(p, 0x58 | (r & 7));
+		break;
+	default:	/* lea r, behind; push r; ret or jmp r */
+		if (rnd(p) & 1) {
+			lea_rip(p, r, 3);
+			put(p, 0x40 | r >> 3), put(p, 0xff), put(p, 0xe0 | (r & 7));
+		} else {
+			lea_rip(p, r, 3);
+			put(p, 0x40 | r >> 3), put(p, 0x50 | (r & 7)), put(p, 0xc3);
+		}
+		break;
+	}
+}
+
 /* A loop of a few turns, a call over a function, a forward branch. */
 static void insn_flow(struct program *p)
 {
@@ -304,13 +373,20 @@ static void insn_flow(struct program *p)
 
 static void program_make(struct program *p, uint64_t seed)
 {
+	unsigned f[FUNCTIONS], at;
+
 	memset(p, 0, sizeof *p);
 	p->seed = seed * 0x9e3779b97f4a7c15ull + 1;
+	put(p, 0xe9), put32(p, 0);
+	at = p->n;
+	functions_make(p, f);
+	memcpy(p->b + at - 4, &(uint32_t){ p->n - at }, 4);
 	while (p->n < PROGRAM_BYTES - 200) {
-		switch (rnd(p) % 5) {
+		switch (rnd(p) % 6) {
 		case 0: case 1: insn_alu(p); break;
 		case 2: insn_move(p); break;
 		case 3: insn_misc(p); break;
+		case 4: insn_call(p, f); break;
 		default: insn_flow(p); break;
 		}
 	}
@@ -547,6 +623,62 @@ static void test_isolation(void **state)
 	machine_fini(&m);
 }
 
+/* Nested calls beyond what a return stack holds, twice: the second time all is linked. */
+static void test_deep_calls(void **state)
+{
+	static const uint8_t code[] = {
+		0xbf, 0x02, 0x00, 0x00, 0x00,			/* mov edi, 2 */
+		0xb9, 0x20, 0x4e, 0x00, 0x00,			/* l: mov ecx, 20000 */
+		0xe8, 0x05, 0x00, 0x00, 0x00,			/* call f */
+		0xff, 0xcf,					/* dec edi */
+		0x75, 0xf2,					/* jnz l */
+		0xf4,
+		0xff, 0xc9,					/* f: dec ecx */
+		0x74, 0x05,					/* jz 1f */
+		0xe8, 0xf7, 0xff, 0xff, 0xff,			/* call f */
+		0x48, 0xff, 0xc3,				/* 1: inc rbx */
+		0xc3,
+	};
+	struct machine m;
+	struct x86_state s;
+	uint64_t before;
+
+	machine_init(&m, false);
+	engine_soft.get_state(m.v, &s);
+	before = s.gpr[REG_RBX];
+	run_bytes(&m, code, sizeof code, &s);
+	assert_int_equal(s.activity, ACTIVITY_HALTED);
+	assert_int_equal(s.gpr[REG_RBX] - before, 40000);
+	assert_int_equal(s.gpr[REG_RSP], STACK);
+	machine_fini(&m);
+}
+
+/* Branches to what is no address fault before they begin, whoever looks them up: RIP and RSP are as before. */
+static void test_branch_faults(void **state)
+{
+	static const struct { uint8_t code[8]; unsigned n, popped; } branches[] = {
+		{ { 0xc3 }, 1, 1 }, { { 0xc2, 0x10, 0x00 }, 3, 1 }, { { 0xff, 0xe0 }, 2, 0 }, { { 0xff, 0xd0 }, 2, 0 },
+		{ { 0xff, 0x64, 0x24, 0xf8 }, 4, 0 }, { { 0xff, 0x54, 0x24, 0xf8 }, 4, 0 },
+	};
+	struct machine m;
+	struct x86_state s;
+
+	machine_init(&m, false);
+	for (unsigned i = 0; i < sizeof branches / sizeof *branches; i++) {
+		uint8_t code[32] = { 0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0x80, 0x50 };	/* mov rax, 1 << 63; push rax */
+		unsigned n = 11;
+
+		if (!branches[i].popped)
+			code[n++] = 0x5b;						/* pop rbx */
+		memcpy(code + n, branches[i].code, branches[i].n);
+		run_bytes(&m, code, sizeof code, &s);
+		assert_int_equal(s.activity, ACTIVITY_SHUTDOWN);
+		assert_int_equal(s.rip, CODE + n);
+		assert_int_equal(s.gpr[REG_RSP], STACK - 8 * branches[i].popped);
+	}
+	machine_fini(&m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -556,6 +688,8 @@ int main(void)
 		cmocka_unit_test(test_dead_prefixes),
 		cmocka_unit_test(test_changed_code),
 		cmocka_unit_test(test_isolation),
+		cmocka_unit_test(test_deep_calls),
+		cmocka_unit_test(test_branch_faults),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

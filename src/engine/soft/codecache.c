@@ -4,9 +4,11 @@
  *   jump cache   linear RIP -> host code, per translation mode; as valid as a TLB, and flushed with it
  *   hash         RAM page + offset + mode -> struct tblock
  *   page hash    RAM page -> its blocks
+ *   cells        RAM page + mode -> hot.page_at[]: where it is mapped; as valid as the jump cache
  *
- * Direct jumps are linked only inside one guest page, so all links into a page's code come from blocks of the same
- * page and go with them: dropping a page needs no unlinking. What remains are jump cache entries.
+ * Links inside a guest page go with its blocks. Those from other pages lead to entries that look at the page's cell, and a
+ * page's cell never matches again once the page was dropped: so dropping a page needs no unlinking. What remains are jump
+ * cache entries.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -51,8 +53,104 @@ bool cache_room(struct vcpu *v)
 	struct trans_vcpu *t = trans_of(v);
 
 	return t->used + EMIT_SLACK <= CODE_COLD_START && t->cold_used + EMIT_SLACK <= t->mem.size_bytes &&
-	       t->block_count + 2 < TBLOCK_MAX;
+	       t->block_count + 2 < TBLOCK_MAX && t->cell_count + 1 < PAGE_CELLS;
 }
+
+/* --- cells --- */
+
+static uint32_t *cell_head(struct trans_vcpu *t, uint32_t ram_page)
+{
+	return &t->cell_hash[(ram_page * 0x9e3779b1u) >> (32 - CELL_HASH_BITS)];
+}
+
+static uint16_t cell_find(struct trans_vcpu *t, uint32_t ram_page, unsigned mode)
+{
+	uint32_t *head = cell_head(t, ram_page), i;
+
+	for (i = *head; i; i = t->cells[i].next)
+		if (t->cells[i].ram_page == ram_page && t->cells[i].mode == mode)
+			return (uint16_t)i;
+	i = ++t->cell_count;
+	t->cells[i] = (struct page_cell){ .ram_page = ram_page, .mode = (uint8_t)mode, .next = *head };
+	*head = i;
+	return (uint16_t)i;
+}
+
+/* Nobody finds the page's cells from now on, and no address matches them. */
+static void cells_retire(struct vcpu *v, uint32_t ram_page)
+{
+	struct trans_vcpu *t = trans_of(v);
+	uint32_t *link = cell_head(t, ram_page);
+
+	while (*link) {
+		struct page_cell *c = &t->cells[*link];
+		if (c->ram_page == ram_page) {
+			v->hot.page_at[*link] = t->cell_invalid;
+			*link = c->next;
+		} else {
+			link = &c->next;
+		}
+	}
+}
+
+static void cells_clear(struct vcpu *v, unsigned list)
+{
+	struct trans_vcpu *t = trans_of(v);
+	struct cell_list *l = &t->celled[list];
+
+	for (unsigned i = 0; i < l->count; i++) {
+		v->hot.page_at[l->e[i]] = t->cell_invalid;
+		t->cells[l->e[i]].listed &= (uint8_t)~(1u << list);
+	}
+	l->count = 0;
+}
+
+static void cell_set(struct vcpu *v, const struct tblock *k, uint64_t page, bool global)
+{
+	struct trans_vcpu *t = trans_of(v);
+	struct page_cell *c = &t->cells[k->cell];
+	struct cell_list *l = &t->celled[global];
+
+	if (k->cell == CELL_NONE || !k->live)
+		return;
+	v->hot.page_at[k->cell] = page;
+	if (c->listed & 1u << global)
+		return;
+	c->listed |= (uint8_t)(1u << global);
+	l->e[l->count++] = k->cell;
+}
+
+/* Pages for which INVLPG was executed. */
+static void cells_filter(struct vcpu *v, unsigned list)
+{
+	const struct interp *ip = interp_of(v);
+	struct trans_vcpu *t = trans_of(v);
+	struct cell_list *l = &t->celled[list];
+
+	for (unsigned i = 0; i < l->count; i++)
+		for (unsigned f = 0; f < ip->flushed_count; f++)
+			if (v->hot.page_at[l->e[i]] == ip->flushed[f])
+				v->hot.page_at[l->e[i]] = t->cell_invalid;
+}
+
+void cells_init(struct vcpu *v, uint64_t invalid)
+{
+	trans_of(v)->cell_invalid = invalid;
+	for (unsigned i = 0; i < PAGE_CELLS; i++)
+		v->hot.page_at[i] = invalid;
+}
+
+static void cells_reset(struct vcpu *v)
+{
+	struct trans_vcpu *t = trans_of(v);
+
+	cells_clear(v, 0);
+	cells_clear(v, 1);
+	memset(t->cell_hash, 0, sizeof t->cell_hash);
+	t->cell_count = 0;
+}
+
+/* --- blocks --- */
 
 struct tblock *cache_add(struct vcpu *v, uint32_t ram_page, uint64_t gpa, unsigned mode, uint32_t version)
 {
@@ -65,6 +163,8 @@ struct tblock *cache_add(struct vcpu *v, uint32_t ram_page, uint64_t gpa, unsign
 
 	*k = (struct tblock){ .hash_next = *head, .page_next = *phead, .ram_page = ram_page, .version = version,
 			      .gpa_page = gpa & GUEST_PAGE_MASK, .offset = (uint16_t)offset, .mode = (uint8_t)mode, .live = true };
+	if (!(mode & TMODE_CROSSING))
+		k->cell = cell_find(t, ram_page, mode & ~TMODE_PLAIN);
 	*head = i;
 	*phead = i;
 	return k;
@@ -82,6 +182,8 @@ void cache_flush(struct vcpu *v)
 	t->cold_used = CODE_COLD_START;
 	t->generation++;
 	jump_cache_flush(v);
+	cells_reset(v);
+	return_stacks_reset(v);
 }
 
 void translate_drop_all(struct vcpu *v)
@@ -95,6 +197,7 @@ void cache_drop_page(struct vcpu *v, uint32_t ram_page)
 	struct trans_vcpu *t = trans_of(v);
 	uint32_t *link = &t->page_hash[page_hash(ram_page)];
 
+	cells_retire(v, ram_page);
 	while (*link) {
 		struct tblock *k = &t->blocks[*link];
 		if (k->ram_page == ram_page) {
@@ -194,6 +297,8 @@ void jump_cache_flush(struct vcpu *v)
 
 	list_clear(v, &t->filled[0]);
 	list_clear(v, &t->filled[1]);
+	cells_clear(v, 0);
+	cells_clear(v, 1);
 	memset(t->page_bits, 0, sizeof t->page_bits);
 }
 
@@ -260,12 +365,16 @@ void jump_cache_sync(struct vcpu *v)
 	if (t->epoch_all != ip->epoch_all || ip->flushed_count > FLUSHED_PAGES) {
 		jump_cache_flush(v);
 	} else {
-		if (t->epoch_local != ip->epoch_local)
+		if (t->epoch_local != ip->epoch_local) {
 			list_clear(v, &t->filled[0]);
+			cells_clear(v, 0);
+		}
 		flushed_prune(v);
 		if (ip->flushed_count) {
 			list_filter(v, &t->filled[0], page_flushed);
 			list_filter(v, &t->filled[1], page_flushed);
+			cells_filter(v, 0);
+			cells_filter(v, 1);
 		}
 	}
 	ip->flushed_count = 0;
@@ -292,4 +401,5 @@ void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const struct tb
 	page_bit_set(t, rip + GUEST_PAGE_SIZE);
 	s->host = cache_rx(t, k->far_entry);
 	s->neg_rip = -rip;
+	cell_set(v, k, rip & GUEST_PAGE_MASK, global);
 }

@@ -152,7 +152,9 @@ void split_unlock(struct vcpu *v)
 
 void vcpu_request(struct vcpu *v, uint32_t bits)
 {
+	/* In this order: translated code looks at the limit, whoever resets that looks at the request afterwards. */
 	atomic_fetch_or(&v->request, bits);
+	atomic_store(&v->hot.return_limit, UINT16_MAX);
 }
 
 void vcpu_service(struct vcpu *v)

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -43,6 +44,16 @@ struct translator *translator_new(struct soft_engine *en, struct error *e)
 
 void translator_free(struct translator *t) { free(t); }
 
+/* Nothing a guest can guess, and not canonical. */
+static uint64_t secret_address(void)
+{
+	uint64_t secret;
+
+	memcpy(&secret, (const void *)getauxval(AT_RANDOM), sizeof secret);
+	(void)!getrandom(&secret, sizeof secret, GRND_NONBLOCK);
+	return (secret | 1ull << 63) & ~(1ull << 62);
+}
+
 int translator_vcpu_init(struct vcpu *v, struct error *e)
 {
 	struct trans_vcpu *t = calloc(1, sizeof *t);
@@ -67,7 +78,15 @@ int translator_vcpu_init(struct vcpu *v, struct error *e)
 	mem_emit_refills(v, &em);
 	t->used = t->used_base = (uint32_t)(em.p - t->mem.rw + 63) & ~63u;
 	t->cold_used = CODE_COLD_START;
+	r = return_stacks_init(v);
+	if (r < 0)
+		goto fail_code;
+	cells_init(v, secret_address());
+	v->hot.return_limit = RETURN_LIMIT;
 	return 0;
+fail_code:
+	v->trans = NULL;
+	execmem_fini(&t->mem);
 fail_parts:
 	free(t->blocks);
 	free(t->build);
@@ -88,6 +107,7 @@ void translator_vcpu_fini(struct vcpu *v)
 	memset(&v->hot, 0, sizeof v->hot);
 	v->trans = NULL;
 	pthread_mutex_destroy(&t->inbox_lock);
+	return_stacks_fini(t);
 	execmem_fini(&t->mem);
 	free(t->blocks);
 	free(t->build);
@@ -107,7 +127,8 @@ void translate_counters(const struct vcpu *v, counter_fn *each, void *opaque)
 {
 	static const char *const names[TEXIT_COUNT] = {
 		[TEXIT_MISS] = "TLB miss", [TEXIT_STEP] = "step", [TEXIT_CHAIN] = "link", [TEXIT_LOOKUP] = "look-up",
-		[TEXIT_POLL] = "poll", [TEXIT_FPU] = "FPU", [TEXIT_IRET] = "IRET",
+		[TEXIT_POLL] = "poll", [TEXIT_FPU] = "FPU", [TEXIT_IRET] = "IRET", [TEXIT_FAR] = "far link",
+		[TEXIT_SITE] = "return link", [TEXIT_TARGET] = "call target",
 	};
 	const struct trans_vcpu *t = v->trans;
 
@@ -218,25 +239,6 @@ static bool miss_fill(struct vcpu *v, const struct exit_data *d, unsigned mode)
 	return mem_fill(v, va, write);
 }
 
-static uint8_t *to_rw(struct trans_vcpu *t, const void *rx) { return t->mem.rw + ((const uint8_t *)rx - t->mem.rx); }
-
-/* Looks the target up in the physical page that is running and links the jump to it. NULL: look RIP up. */
-static const uint8_t *chain_to(struct vcpu *v, const struct exit_data *d, int32_t rel, unsigned mode)
-{
-	struct trans_vcpu *t = trans_of(v);
-	uint32_t generation = t->generation;
-	uint8_t *at = to_rw(t, d) + rel;
-	uint32_t ram_page = t->blocks[d->block].ram_page, epoch = interp_of(v)->fetch_epoch;
-	struct tblock *k = block_at(v, t->blocks[d->block].gpa_page | d->offset, mode);
-
-	if (!k || k->ram_page != ram_page || epoch != interp_of(v)->fetch_epoch)
-		return NULL;
-	v->hot.t0 = v->s.rip;
-	if (generation == t->generation && !atomic_load_explicit(&t->inbox_count, memory_order_acquire))
-		patch32(at, t->mem.rw + k->near_entry);
-	return cache_rx(t, k->far_entry);
-}
-
 /* A group's check failed: fills the TLB if no fault and nothing else that the guest could see comes of it, or goes to
  * the plain block, where each access is looked at by itself. Its jump lies before the call that brought us here. */
 static const uint8_t *group_exit(struct vcpu *v, const struct exit_data *d, unsigned mode)
@@ -247,48 +249,7 @@ static const uint8_t *group_exit(struct vcpu *v, const struct exit_data *d, unsi
 
 	if (mem_fill_quiet(v, v->hot.t0 + (write ? te->tag_write : te->tag_read), write))
 		return (const uint8_t *)d + d->rel;
-	return chain_to(v, d, -9, mode | TMODE_PLAIN);
-}
-
-/* Where the page after rip's is mapped. */
-static uint64_t crossing_gpa(struct vcpu *v, uint64_t rip, bool *global)
-{
-	uint64_t next = (rip | ~GUEST_PAGE_MASK) + 1, gpa = mem_fetch_gpa(v, next);
-
-	*global = *global && mem_fetch_global(v, next);
-	return gpa;
-}
-
-/* Host code for s.rip, NULL: interpret. May raise. */
-static const uint8_t *lookup(struct vcpu *v, unsigned mode)
-{
-	struct trans_vcpu *t = trans_of(v);
-	uint64_t rip = v->s.rip, gpa;
-	struct jump_slot *slot;
-	struct tblock *k;
-	bool global;
-
-	if (jump_cache_need(v, mode) < 0)
-		return NULL;
-	slot = jump_cache_slot(v, mode, rip);
-	v->hot.t0 = rip;
-	if (slot->neg_rip == -rip && slot->host)
-		return slot->host;
-	if (!va_canonical(v, rip))
-		vcpu_raise_error(v, EXC_GP, 0);
-	gpa = mem_fetch_gpa(v, rip);
-	global = mem_fetch_global(v, rip);
-	if (!block_crosses(v, gpa))
-		k = block_at(v, gpa, mode);
-	else if (!va_canonical(v, (rip | ~GUEST_PAGE_MASK) + 1) || (v->insn_mode == INSN_32 && rip >= 0xfffff000))
-		return NULL;
-	else
-		k = block_crossing(v, gpa, crossing_gpa(v, rip, &global), mode);
-	if (!k)
-		return NULL;
-	if (t->fetch_epoch == interp_of(v)->fetch_epoch)
-		jump_cache_put(v, mode, rip, k, global);
-	return cache_rx(t, k->far_entry);
+	return link_chain(v, d, -9, mode | TMODE_PLAIN);
 }
 
 /* What must be known before any host code is entered from C. */
@@ -297,24 +258,33 @@ static bool boundary(struct vcpu *v)
 	struct trans_vcpu *t = trans_of(v);
 	struct interp *ip = interp_of(v);
 
+	return_stack_check(v);
 	cache_inbox(v);
 	if (t->fetch_epoch != ip->fetch_epoch)
 		jump_cache_sync(v);
 	/* Interrupts that came without a kick: after EOI, or a lower task priority. */
 	if (unlikely(!(++t->polls & 63)) && (v->s.rflags & FLAG_IF) && v->w.irq_pending(v->w.opaque))
 		ip->check_events = true;
-	return !atomic_load_explicit(&v->request, memory_order_relaxed) && !ip->check_events &&
+	return !atomic_load(&v->request) && !ip->check_events &&
 	       v->s.activity == ACTIVITY_RUNNING && translate_usable(v);
 }
 
 /* A near branch to a non-canonical address faults as if it had not begun: then it is the interpreter's. */
-static bool branch_undo(struct vcpu *v, const struct exit_data *d)
+static bool branch_undo(struct vcpu *v, uint32_t info)
 {
-	if (!(d->flags & EXIT_BRANCH) || v->insn_mode != INSN_64 || va_canonical(v, v->s.rip))
+	if (!info || v->insn_mode != INSN_64 || va_canonical(v, v->s.rip))
 		return false;
-	v->s.rip = v->hot.page + d->offset;
-	v->s.gpr[REG_RSP] -= (uint64_t)d->rel;
+	v->s.rip = v->hot.page + BRANCH_OFFSET(info);
+	v->s.gpr[REG_RSP] -= BRANCH_POPPED(info);
 	return true;
+}
+
+static bool lookup_undo(struct vcpu *v, const struct exit_data *d)
+{
+	uint32_t info = d->flags & EXIT_SHARED ? v->hot.branch_info : d->flags & EXIT_BRANCH ? (uint32_t)d->rel : 0;
+
+	v->s.rip = v->hot.t0;
+	return branch_undo(v, info);
 }
 
 /* Handles one exit; returns where to go on in host code, or NULL: at s.rip, by `step` in the interpreter. */
@@ -322,13 +292,19 @@ static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, uns
 {
 	*step = false;
 	*fpu = v->hot.fpu_want;
-	if (v->hot.exit_reason == TEXIT_LOOKUP) {
-		v->s.rip = v->hot.t0;
-		*step = branch_undo(v, d);
-		return NULL;
-	}
 	v->s.rip = v->hot.page + d->offset;
 	switch (v->hot.exit_reason) {
+	case TEXIT_LOOKUP:
+		*step = lookup_undo(v, d);
+		return NULL;
+	case TEXIT_FAR:
+		v->s.rip = v->hot.t0;
+		return link_far(v, d, mode);
+	case TEXIT_SITE:
+		link_site(v, d, mode);
+		v->s.rip = v->hot.t0;
+		*step = branch_undo(v, (uint32_t)v->hot.t1);
+		return NULL;
 	case TEXIT_MISS:
 		if (d->flags & EXIT_GROUP) {
 			const uint8_t *host = group_exit(v, d, mode);
@@ -343,11 +319,11 @@ static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, uns
 		*fpu = true;
 		return (const uint8_t *)d + d->rel;
 	case TEXIT_CHAIN:
-		return chain_to(v, d, d->rel, mode);
+		return link_chain(v, d, d->rel, mode);
 	case TEXIT_IRET:
 		*step = !iret_quick(v);
 		return NULL;
-	case TEXIT_STEP:
+	case TEXIT_STEP: case TEXIT_TARGET:
 		*step = true;
 		return NULL;
 	default:
@@ -363,18 +339,22 @@ static void rf_settle(struct vcpu *v, const struct exit_data *d, uint64_t from)
 {
 	unsigned why = v->hot.exit_reason;
 
-	if (why == TEXIT_LOOKUP || why == TEXIT_CHAIN || why == TEXIT_POLL || v->hot.page + d->offset != from)
+	if (why == TEXIT_LOOKUP || why == TEXIT_CHAIN || why == TEXIT_FAR || why == TEXIT_SITE || v->hot.page + d->offset != from)
 		v->s.rflags &= ~(uint64_t)FLAG_RF;
 }
 
-static void step_one(struct vcpu *v)
+/* By the interpreter; an indirect call as one of translated code, so that its RET finds back. */
+static void step_one(struct vcpu *v, const struct exit_data *d)
 {
+	const uint8_t *site = d && v->hot.exit_reason == TEXIT_TARGET ? (const uint8_t *)d + d->rel : NULL;
 	struct interp *ip = interp_of(v);
 
 	ip->keep_rf = false;
 	interp_one(v);
 	if (unlikely(v->s.rflags & FLAG_RF) && !ip->keep_rf)
 		v->s.rflags &= ~(uint64_t)FLAG_RF;
+	if (site)
+		return_stack_push(v, site);
 }
 
 void translate_run(struct vcpu *v)
@@ -384,23 +364,26 @@ void translate_run(struct vcpu *v)
 
 	while (boundary(v)) {
 		unsigned mode = current_mode(v);
-		const uint8_t *host = lookup(v, mode);
+		const uint8_t *host = link_lookup(v, mode);
+		const struct exit_data *d = NULL;
 
 		step = !host;
 		while (host) {
 			uint32_t generation = t->generation;
 			uint64_t from = v->s.rip;
-			const struct exit_data *d = code_run(v, host, fpu);
+			return_stack_select(v, mode);
+			d = code_run(v, host, fpu);
 			if (unlikely(v->s.rflags & FLAG_RF))
 				rf_settle(v, d, from);
 			mode = TMODE(v->tlb_mode, TMODE_FP(mode)) | (mode & TMODE_CODE32);	/* SYSCALL and others change it */
+			t->return_mode = mode;
 			host = exit_handle(v, d, mode, &step, &fpu);
 			if (generation != t->generation && !step)
 				break;
 		}
 		if (step) {
 			fpu = false;
-			step_one(v);
+			step_one(v, d);
 		}
 	}
 }

@@ -176,7 +176,9 @@ static void group_stub_emit(struct block_build *b, struct stub *s)
 static void stub_emit(struct block_build *b, struct stub *s)
 {
 	static const uint8_t exits[] = { [STUB_MISS] = TEXIT_MISS, [STUB_STEP] = TEXIT_STEP, [STUB_FPU] = TEXIT_FPU,
-					 [STUB_CHAIN] = TEXIT_CHAIN, [STUB_POLL] = TEXIT_POLL };
+					 [STUB_CHAIN] = TEXIT_CHAIN, [STUB_POLL] = TEXIT_POLL,
+					 [STUB_FAR] = TEXIT_FAR, [STUB_SITE] = TEXIT_SITE,
+					 [STUB_TARGET] = TEXIT_TARGET };
 	struct emitter *e = &b->e;
 
 	patch32(s->from, e->p);
@@ -186,10 +188,15 @@ static void stub_emit(struct block_build *b, struct stub *s)
 	}
 	if (s->flags_saved)
 		emit_flags_restore(e);
+	if (s->kind == STUB_VERIFY) {
+		emit_lea(e, H_T0, hm_base(H_T0, s->data.offset));
+		emit_jmp_to(e, b->t->lookup[b->mode]);
+		return;
+	}
 	emit_call_to(e, b->t->exit_to[exits[s->kind]]);
 	if (s->retry)
 		s->data.rel = (int32_t)(s->retry - e->p);
-	else if (s->kind == STUB_CHAIN)
+	else if (s->kind == STUB_CHAIN || s->kind == STUB_FAR || s->kind == STUB_SITE)
 		s->data.rel = (int32_t)(s->from - e->p);
 	s->data.block = b->index;
 	memcpy(e->p, &s->data, sizeof s->data);
@@ -242,10 +249,10 @@ static void block_emit(struct block_build *b)
 	if (r == INSN_NEXT && next < GUEST_PAGE_SIZE && b->count < BLOCK_INSNS && !b->cut)
 		emit_undecoded(b, next);
 	else if (r == INSN_NEXT)
-		jump_to_offset(b, next, false, true);
+		jump_to_offset(b, next, false);
 }
 
-static void stubs_emit(struct block_build *b)
+void stubs_emit(struct block_build *b)
 {
 	struct trans_vcpu *t = b->t;
 	uint8_t *end = b->e.p;
@@ -260,7 +267,7 @@ static void stubs_emit(struct block_build *b)
 	b->e.p = end;
 }
 
-static void build_begin(struct vcpu *v, unsigned start, unsigned mode)
+void build_begin(struct vcpu *v, unsigned start, unsigned mode)
 {
 	struct block_build *b = trans_of(v)->build;
 
@@ -280,15 +287,14 @@ static void build_begin(struct vcpu *v, unsigned start, unsigned mode)
 }
 
 /* Host code for the instructions in b, as block k. */
-static void build_end(struct block_build *b, struct tblock *k)
+static void build_end(struct block_build *b, struct tblock *k, enum block_head head)
 {
 	struct trans_vcpu *t = b->t;
 
 	b->index = (uint32_t)(k - t->blocks);
 	b->e.p = t->mem.rw + t->used;
-	k->far_entry = t->used;
-	emit_lea(&b->e, H_T0, hm_base(H_T0, -(int32_t)b->start));
-	emit_store(&b->e, H_T0, hm_gs(OFF_HOT(page)));
+	k->flags_live = !b->count || (b->insns[0].live_in & FLAGS_ARITH);
+	head_emit(b, k, head);
 	k->near_entry = (uint32_t)(b->e.p - t->mem.rw);
 	block_emit(b);
 	stubs_emit(b);
@@ -326,7 +332,8 @@ static uint32_t code_take(struct block_build *b, const struct page_info *pi)
 	return version;
 }
 
-static struct tblock *block_translate(struct vcpu *v, const struct page_info *pi, uint64_t gpa, unsigned mode)
+static struct tblock *block_translate(struct vcpu *v, const struct page_info *pi, uint64_t gpa, unsigned mode,
+				      enum block_head head)
 {
 	unsigned start = gpa & ~GUEST_PAGE_MASK;
 	struct block_build *b = trans_of(v)->build;
@@ -341,11 +348,11 @@ static struct tblock *block_translate(struct vcpu *v, const struct page_info *pi
 	if (!cache_room(v))
 		cache_flush(v);
 	k = cache_add(v, pi->ram_page, gpa, mode, version);
-	build_end(b, k);
+	build_end(b, k, head);
 	return k;
 }
 
-struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode)
+struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode, enum block_head head)
 {
 	struct page_info pi = map_page(v->en->map, gpa & GUEST_PAGE_MASK);
 	unsigned offset = gpa & ~GUEST_PAGE_MASK;
@@ -354,11 +361,14 @@ struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode)
 	if (!pi.rw_hva || pi.ram_page >= v->en->ram_pages || debugger_marks(interp_of(v), offset))
 		return NULL;
 	k = cache_find(v, pi.ram_page, offset, mode);
-	if (k && k->version == code_version(v->en, pi.ram_page))
-		return k;
-	if (k)
+	if (k && k->version == code_version(v->en, pi.ram_page)) {
+		if (head_need(v, k, head))
+			return k;
+		cache_flush(v);
+	} else if (k) {
 		cache_drop_page(v, pi.ram_page);
-	return block_translate(v, &pi, gpa, mode);
+	}
+	return block_translate(v, &pi, gpa, mode, head);
 }
 
 /* --- instructions that cross into the next page --- */
@@ -422,6 +432,6 @@ struct tblock *block_crossing(struct vcpu *v, uint64_t gpa, uint64_t next_gpa, u
 	other = cache_add(v, p2.ram_page, next_gpa, TMODE_CROSSING | 0x80, version2);
 	k->partner = (uint32_t)(other - t->blocks);
 	other->partner = (uint32_t)(k - t->blocks);
-	build_end(b, k);
+	build_end(b, k, HEAD_FULL);
 	return k;
 }

@@ -1,6 +1,8 @@
 /*
  * Between C and translated code: one way in, one way out for each kind of exit.
  *
+ * Translated code runs on its return stack, so each way changes stacks.
+ *
  * An exit is a CALL to its trampoline with struct exit_data behind it; the trampoline pops that address, stores
  * guest registers and flags, saves guest FP state if it is live, and returns to C as `enter` would.
  */
@@ -44,6 +46,8 @@ static void emit_enter(struct emitter *e)
 			emit_load(e, r, hm_gs(OFF_GPR(r)));
 	emit_load(e, H_R13, hm_gs(OFF_GPR(REG_RSP)));
 	emit_load(e, H_T0, hm_gs(OFF_HOT(t0)));
+	emit_store(e, H_RSP, hm_gs(OFF_HOT(c_rsp)));
+	emit_load(e, H_RSP, hm_gs(OFF_HOT(rsp)));
 	emit_op_mem(e, false, 0xff, 4, hm_gs(OFF_HOT(enter_target)));	/* jmp */
 }
 
@@ -57,6 +61,8 @@ static void emit_leave(struct emitter *e)
 	emit_store(e, H_R13, hm_gs(OFF_GPR(REG_RSP)));
 	e1(e, 0x9c);						/* pushfq */
 	e1(e, 0x58);						/* pop rax */
+	emit_store(e, H_RSP, hm_gs(OFF_HOT(rsp)));
+	emit_load(e, H_RSP, hm_gs(OFF_HOT(c_rsp)));
 	emit_op_mem(e, false, 0x8b, H_RCX, hm_gs(offsetof(struct vcpu, s.rflags)));
 	e1(e, 0x25), e_u32(e, FLAGS_ARITH);			/* and eax, arithmetic */
 	e2(e, 0x81, 0xe1), e_u32(e, ~FLAGS_ARITH);		/* and ecx, the rest */
@@ -96,4 +102,5 @@ void trans_emit_trampolines(struct vcpu *v, struct emitter *e)
 		emit_store_imm32(e, hm_gs(OFF_HOT(exit_reason)), i);
 		emit_jmp_to(e, leave);
 	}
+	jump_emit_shared(v, e);
 }

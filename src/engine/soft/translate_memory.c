@@ -274,7 +274,7 @@ static void emit_refill(struct emitter *e, unsigned mode, bool write)
 	struct host_mem tag = hm_base(H_T1, (int32_t)(write ? OFF_TLB(mode, tag_write) : OFF_TLB(mode, tag_read)));
 
 	tag.gs = true;
-	for (unsigned i = 0; i < sizeof saved; i++)	/* 9: the stack is aligned then */
+	for (unsigned i = 0; i < sizeof saved; i++)	/* nothing there asks for an aligned stack */
 		emit_push(e, saved[i], false);
 	emit_op_reg(e, true, 0x89, H_T0, H_RSI);
 	emit_op_mem(e, true, 0x03, H_RSI, tag);

@@ -6,12 +6,15 @@
  *   translate_group.c  which accesses of a block share one check
  *   translate_insn.c   one instruction: operands rewritten, TLB checks, stack, special cases
  *   translate_system.c SYSCALL and its kin
+ *   translate_jump.c   how a block is left
+ *   translate_link.c   how it is entered: heads, links between blocks
+ *   translate_return.c the stacks of host return addresses
  *   translate_entry.c  the entry and exit trampolines
  *   codecache.c        where blocks live, look-up, invalidation
  *
  * Guest registers in translated code: rax rcx rdx rbx rbp rsi rdi r8-r12 are themselves, rsp is in r13, r13-r15
- * are in memory (gs:[s.gpr]); r14 (T0) and r15 (T1) are temporaries; GS points to struct vcpu; rsp is the
- * host's. Everything below belongs to one vCPU's thread, but for the inbox.
+ * are in memory (gs:[s.gpr]); r14 (T0) and r15 (T1) are temporaries; GS points to struct vcpu; rsp points into
+ * a return stack. Everything below belongs to one vCPU's thread, but for the inbox.
  */
 #ifndef VIXEN_ENGINE_SOFT_TRANSLATE_PRIVATE_H
 #define VIXEN_ENGINE_SOFT_TRANSLATE_PRIVATE_H
@@ -50,6 +53,9 @@ enum trans_exit {
 	TEXIT_MISS = 1,		/* TLB check failed: fill, retry */
 	TEXIT_STEP,		/* next instruction is the interpreter's */
 	TEXIT_CHAIN,		/* direct jump in the page, not linked yet */
+	TEXIT_FAR,		/* direct jump to another page, not linked yet. T0: linear RIP */
+	TEXIT_SITE,		/* a RET came to where a CALL continues, not linked yet. T0: linear RIP, T1: BRANCH_INFO */
+	TEXIT_TARGET,		/* target of an indirect call is not in the jump cache; it has not begun */
 	TEXIT_LOOKUP,		/* T0: linear RIP; not in the jump cache, or a request is pending */
 	TEXIT_POLL,		/* a request is pending; RIP at the given offset */
 	TEXIT_FPU,		/* load the FP state, retry */
@@ -62,16 +68,24 @@ struct exit_data {
 	uint16_t offset;	/* of the guest instruction in its page */
 	uint8_t size;		/* MISS: bytes accessed */
 	uint8_t flags;		/* EXIT_* */
-	int32_t rel;		/* MISS, FPU: where to go on; CHAIN: the displacement to patch; from this struct */
-	uint32_t block;		/* CHAIN: index of the block that jumps */
+	int32_t rel;		/* MISS, FPU: where to go on; TARGET: where to return to; CHAIN, FAR, SITE: the displacement to
+				 * patch; from this struct */
+	uint32_t block;		/* CHAIN, FAR, SITE: index of the block that jumps */
 } __attribute__((packed));
 enum {
 	EXIT_WRITE = 1,
 	EXIT_LAST = 4,	/* MISS: the last word is what is accessed first */
 	EXIT_ALIGNED = 16,	/* MISS: misalignment faults, and before the page does */
 	EXIT_GROUP = 32,	/* MISS: of a group; what cannot be filled quietly goes on in the plain block */
-	EXIT_BRANCH = 8,	/* LOOKUP: by a branch that popped `rel` bytes and faults where its target is no address */
+	EXIT_BRANCH = 8,	/* LOOKUP: by a branch that faults where its target is no address; rel: BRANCH_INFO */
+	EXIT_SHARED = 2,	/* LOOKUP: BRANCH_INFO is in hot.branch_info */
+	EXIT_POLL = 64,		/* CHAIN: to where the block polls */
+	EXIT_CALL = 128,	/* CHAIN: by a CALL */
 };
+/* Of a near branch by register, memory or stack: 0 or where it lies in its page and how many bytes it has popped. */
+#define BRANCH_INFO(offset, popped) (1u << 31 | (uint32_t)(popped) << 12 | (uint32_t)(offset))
+#define BRANCH_OFFSET(info) ((info) & 0xfff)
+#define BRANCH_POPPED(info) ((info) >> 12 & 0x7ffff)
 
 struct tblock {
 	uint32_t hash_next, page_next;	/* 1-based; 0 ends */
@@ -81,8 +95,15 @@ struct tblock {
 	uint16_t offset;
 	uint8_t mode;
 	bool live;
-	uint32_t far_entry, near_entry;	/* offsets in the cache. far: T0 is the linear RIP */
+	bool flags_live;		/* on entry */
+	uint16_t cell;			/* index in hot.page_at; CELL_NONE: never matches */
+	/* Offsets in the cache, 0: not made. translate_link.c says what they are. */
+	uint32_t near_entry, poll_entry, call_entry, far_entry, verify_entry;
 };
+#define CELL_NONE 0u
+/* A RAM page in one mode; while it has blocks. */
+struct page_cell { uint32_t ram_page, next; uint8_t mode; uint8_t listed; };
+#define CELL_HASH_BITS 12
 
 struct jump_slot { uint64_t neg_rip; const uint8_t *host; };
 
@@ -102,6 +123,14 @@ struct trans_vcpu {
 		struct filled { uint8_t mode; uint16_t slot; uint32_t block; } e[FILL_LIST];
 	} filled[2];
 	uint64_t page_bits[64];		/* a bit for each page of a RIP in the jump cache, by its low 12 bits */
+	struct page_cell cells[PAGE_CELLS];
+	uint32_t cell_hash[1u << CELL_HASH_BITS], cell_count;
+	uint64_t cell_invalid;		/* in hot.page_at: no page. A secret, and no canonical address */
+	struct cell_list { unsigned count; uint16_t e[PAGE_CELLS]; } celled[2];	/* cells in use: as `filled` */
+	void *return_map;
+	uint8_t *return_stacks;		/* [TRANSLATE_MODES][RETURN_BYTES] in return_map */
+	unsigned return_mode;		/* whose stack hot.rsp points into */
+	const uint8_t *sentinel[TRANSLATE_MODES], *lookup[TRANSLATE_MODES];	/* writable alias */
 	uint32_t polls;
 	uint32_t generation;		/* bumped when all code goes */
 	const uint8_t *exit_to[TEXIT_COUNT];	/* trampolines, writable alias */
@@ -142,6 +171,7 @@ int jump_cache_need(struct vcpu *v, unsigned mode);
 /* After TLB flushes: drops what they concern. */
 void jump_cache_sync(struct vcpu *v);
 void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const struct tblock *k, bool global);
+void cells_init(struct vcpu *v, uint64_t invalid);
 static inline struct jump_slot *jump_cache_slot(struct vcpu *v, unsigned mode, uint64_t rip)
 {
 	return (struct jump_slot *)v->hot.jump[mode] + (rip & (JUMP_CACHE_ENTRIES - 1));
@@ -158,7 +188,8 @@ struct block_insn {
 };
 
 /* A stub: out-of-line code, far from the block so that what runs lies close together. */
-enum stub_kind { STUB_MISS, STUB_GROUP, STUB_STEP, STUB_CHAIN, STUB_FPU, STUB_POLL, STUB_FAR };
+enum stub_kind { STUB_MISS, STUB_GROUP, STUB_STEP, STUB_CHAIN, STUB_FPU, STUB_POLL, STUB_FAR, STUB_SITE, STUB_TARGET,
+		 STUB_VERIFY /* the RIP in T0, less the block's offset, is elsewhere: look it up */ };
 struct stub {
 	uint8_t kind;
 	bool flags_saved;	/* restore the guest's flags first */
@@ -210,12 +241,15 @@ struct block_build {
 	unsigned stub_count;
 };
 /* The block at a physical address, translated if need be; NULL: not RAM. At block boundaries only. */
-struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode);
+enum block_head { HEAD_NONE, HEAD_POLL, HEAD_CALL, HEAD_FULL };
+struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode, enum block_head head);
 /* Does the instruction at gpa go on in the next page? */
 bool block_crosses(struct vcpu *v, uint64_t gpa);
 static inline enum insn_mode tmode_insn(unsigned mode) { return mode & TMODE_CODE32 ? INSN_32 : INSN_64; }
 /* A block of that one instruction; next_gpa: where its second page is mapped. NULL: interpret it. */
 struct tblock *block_crossing(struct vcpu *v, uint64_t gpa, uint64_t next_gpa, unsigned mode);
+void build_begin(struct vcpu *v, unsigned start, unsigned mode);
+void stubs_emit(struct block_build *b);
 struct stub *block_stub(struct block_build *b, enum stub_kind kind, uint8_t *from, unsigned offset);
 
 /* --- translate_insn.c --- */
@@ -230,11 +264,42 @@ void emit_rflags_whole(struct emitter *e);
 /* --- translate_jump.c: ends of blocks --- */
 enum insn_result jump_translate(struct block_build *b, struct block_insn *bi);
 /* Goes to an offset from the page's start, inside or outside of it. */
-void jump_to_offset(struct block_build *b, int64_t target, bool poll, bool flags_live);
+void jump_to_offset(struct block_build *b, int64_t target, bool poll);
 /* Goes to the linear RIP in T0. */
 void jump_indirect(struct block_build *b);
+/* Likewise, in another mode. */
 void jump_indirect_mode(struct block_build *b, unsigned mode);
+/* Code that all blocks of a mode share: the look-up of T0, with BRANCH_INFO in T1; the return stack's bottom. */
+void jump_emit_shared(struct vcpu *v, struct emitter *e);
 void emit_page_address(struct block_build *b, unsigned reg, int64_t offset);
+
+/* --- translate_link.c --- */
+/* Emits the head in front of where the block's code will be. */
+void head_emit(struct block_build *b, struct tblock *k, enum block_head head);
+/* Makes sure that k has it; false: no room. Invalidates what `build` holds. */
+bool head_need(struct vcpu *v, struct tblock *k, enum block_head head);
+/* Host code for s.rip, NULL: interpret. May raise. */
+const uint8_t *link_lookup(struct vcpu *v, unsigned mode);
+/* Exits of that name: where to go on in host code. NULL: at s.rip. May raise. */
+/* rel: from d to the displacement to patch. */
+const uint8_t *link_chain(struct vcpu *v, const struct exit_data *d, int32_t rel, unsigned mode);
+const uint8_t *link_far(struct vcpu *v, const struct exit_data *d, unsigned mode);
+void link_site(struct vcpu *v, const struct exit_data *d, unsigned mode);
+
+/* --- translate_return.c --- */
+#define RETURN_BYTES 0x10000u		/* and alignment: SP alone says how full a stack is */
+#define RETURN_TOP 0xfff8u		/* where the sentinel lies */
+#define RETURN_LIMIT 0x8000u		/* below it: room for signals and what translated code calls */
+/* After the sentinels were emitted; -ENOMEM. */
+int return_stacks_init(struct vcpu *v);
+void return_stacks_fini(struct trans_vcpu *t);
+/* Empties all of them. */
+void return_stacks_reset(struct vcpu *v);
+void return_stack_push(struct vcpu *v, const uint8_t *site);
+/* hot.rsp is about to be used in this mode. */
+void return_stack_select(struct vcpu *v, unsigned mode);
+/* At a boundary: makes room, and takes back what a request did to the limit. The request is looked at afterwards. */
+void return_stack_check(struct vcpu *v);
 
 /* --- translate_system.c --- */
 void system_emit_visits(struct vcpu *v, struct emitter *e);

@@ -50,6 +50,7 @@ enum { REQUEST_KICK = 1, REQUEST_FLUSH_TLB = 2, REQUEST_EXIT = 4, REQUEST_DROP_W
 enum { FSGSBASE_LA48 = 1, FSGSBASE_LA57 };
 #define SYSCALL_LA57 4u
 #define TRANSLATE_GROUPS 8
+#define PAGE_CELLS 32768u
 struct vcpu_hot {
 	struct vcpu *self;
 	uint64_t page;			/* linear address of the page the running block lies in */
@@ -58,6 +59,11 @@ struct vcpu_hot {
 	uint64_t exit_ptr;		/* where the exit's inline data are */
 	uint64_t enter_target;
 	uint64_t group[TRANSLATE_GROUPS];		/* addends that groups of accesses share (translate_group.c); of one run of a block */
+	uint64_t c_rsp, rsp;		/* of C while translated code runs; of translated code while it does not */
+	uint64_t return_sp[TRANSLATE_MODES];	/* of the return stacks of other modes: translate_return.c */
+	uint64_t call_target;		/* host code an indirect call is about to enter */
+	uint32_t branch_info;		/* of the last look-up that was not inline: BRANCH_INFO */
+	_Atomic uint16_t return_limit;	/* translated code leaves to C if SP is lower; a request makes it the highest */
 	void *jump[TRANSLATE_MODES];	/* linear RIP -> host code, by translation mode */
 	uint32_t exit_reason;
 	uint32_t host_mxcsr;
@@ -71,6 +77,7 @@ struct vcpu_hot {
 	uint8_t segment_flat[2];	/* 32-bit code may use FS, GS as base + offset modulo 4 GiB */
 	int32_t pauses_left;		/* PAUSEs until the thread gives its core away */
 	uint8_t irq_hint;		/* a kick came since interrupts were last looked at with IF set */
+	uint64_t page_at[PAGE_CELLS];	/* where a page of translated code is mapped now: translate_link.c */
 };
 
 struct vcpu {

@@ -1,0 +1,253 @@
+/*
+ * How blocks are entered, and linked to each other.
+ *
+ *   far:     lea t0, [t0 - start]		; T0: linear RIP, known to be the block's
+ *            jmp  1f
+ *   verify:  lea t0, [t0 - start]		; T0: linear RIP, to be looked at. T1: BRANCH_INFO
+ *            cmp t0, gs:[page_at[cell]] ; jne lookup
+ *   1:       mov gs:[page], t0
+ *   call:    cmp sp, gs:[return_limit] ; jb exit
+ *   near:    the block's code
+ *
+ *   poll:    call; or where flags are live, something that leaves them alone
+ *
+ * far      jump cache, C
+ * verify   direct jumps and calls from other pages, returns
+ * call     calls inside the page
+ * poll     backward jumps inside the page
+ * near     all other jumps inside the page
+ *
+ * Where flags are live on entry they are saved around all that: that is seldom so, which is why compares stand here and not
+ * at the jump. A head that turns out to be needed later lies elsewhere and jumps to the block.
+ *
+ * page_at has a cell for each RAM page and mode with blocks: the linear address at which the page may now be executed, as
+ * long as a TLB could know it. Cells are set and cleared with the jump cache, so links to other pages may stay over any
+ * flush: they fail until somebody has looked the page up again. A page whose code was written to gets a new cell, and
+ * nobody ever sets the old one again.
+ */
+#include "engine/soft/interp.h"
+#include "engine/soft/mem.h"
+#include "engine/soft/translate_private.h"
+
+static struct host_mem cell_of(const struct tblock *k) { return hm_gs(OFF_HOT(page_at) + 8 * (uint64_t)k->cell); }
+
+static uint32_t here(const struct block_build *b) { return (uint32_t)(b->e.p - b->t->mem.rw); }
+
+/* Leaves behind the store of the page, with the flags saved if they are live. */
+static void head_far(struct block_build *b, struct tblock *k)
+{
+	struct emitter *e = &b->e;
+	uint8_t *store;
+
+	k->far_entry = here(b);
+	if (k->flags_live)
+		emit_flags_save(e);
+	emit_lea(e, H_T0, hm_base(H_T0, -(int32_t)k->offset));
+	store = emit_jmp8(e);
+	k->verify_entry = here(b);
+	if (k->flags_live)
+		emit_flags_save(e);
+	emit_lea(e, H_T0, hm_base(H_T0, -(int32_t)k->offset));
+	emit_op_mem(e, true, 0x3b, H_T0, cell_of(k));
+	block_stub(b, STUB_VERIFY, emit_jcc(e, CC_NE), k->offset)->flags_saved = k->flags_live;
+	patch8(store, e->p);
+	emit_store(e, H_T0, hm_gs(OFF_HOT(page)));
+}
+
+static void emit_limit(struct block_build *b, struct tblock *k)
+{
+	struct emitter *e = &b->e;
+
+	e1(e, 0x66);
+	emit_op_mem(e, false, 0x3b, H_RSP, hm_gs(OFF_HOT(return_limit)));	/* cmp sp, limit */
+	block_stub(b, STUB_POLL, emit_jcc(e, CC_B), k->offset)->flags_saved = k->flags_live;
+}
+
+/* saved: the way from head_far() comes here. */
+static void head_call(struct block_build *b, struct tblock *k, bool saved)
+{
+	struct emitter *e = &b->e;
+	uint8_t *over = NULL;
+
+	if (k->flags_live && saved)
+		over = emit_jmp8(e);
+	k->call_entry = here(b);
+	if (k->flags_live)
+		emit_flags_save(e);
+	if (over)
+		patch8(over, e->p);
+	emit_limit(b, k);
+	if (k->flags_live)
+		emit_flags_restore(e);
+	else
+		k->poll_entry = k->call_entry;
+}
+
+/* Flags stay. A backward jump pushes nothing, so only a request matters. */
+static void head_poll(struct block_build *b, struct tblock *k)
+{
+	struct emitter *e = &b->e;
+	uint8_t *go;
+
+	k->poll_entry = here(b);
+	emit_op_reg(e, true, 0x89, H_RCX, H_T1);
+	emit_op_mem(e, false, 0x8b, H_RCX, hm_gs(offsetof(struct vcpu, request)));
+	go = emit_jrcxz(e);
+	emit_op_reg(e, true, 0x89, H_T1, H_RCX);
+	block_stub(b, STUB_POLL, emit_jmp(e), k->offset);
+	patch8(go, e->p);
+	emit_op_reg(e, true, 0x89, H_T1, H_RCX);
+}
+
+void head_emit(struct block_build *b, struct tblock *k, enum block_head head)
+{
+	if (head == HEAD_NONE)
+		return;
+	if (head == HEAD_POLL && k->flags_live) {
+		head_poll(b, k);
+		return;
+	}
+	if (head == HEAD_FULL)
+		head_far(b, k);
+	head_call(b, k, head == HEAD_FULL);
+}
+
+static uint32_t head_entry(const struct tblock *k, enum block_head head)
+{
+	switch (head) {
+	case HEAD_POLL: return k->poll_entry;
+	case HEAD_CALL: return k->call_entry;
+	case HEAD_FULL: return k->verify_entry;
+	default: return k->near_entry;
+	}
+}
+
+bool head_need(struct vcpu *v, struct tblock *k, enum block_head head)
+{
+	struct trans_vcpu *t = trans_of(v);
+	struct block_build *b = t->build;
+
+	if (head_entry(k, head))
+		return true;
+	if (!cache_room(v))
+		return false;
+	build_begin(v, k->offset, k->mode & ~TMODE_CROSSING);
+	b->index = (uint32_t)(k - t->blocks);
+	b->e.p = t->mem.rw + t->used;
+	head_emit(b, k, head);
+	emit_jmp_to(&b->e, t->mem.rw + k->near_entry);
+	stubs_emit(b);
+	t->used = (here(b) + 15) & ~15u;
+	return true;
+}
+
+/* --- look-up --- */
+
+/* Where the page after rip's is mapped. */
+static uint64_t crossing_gpa(struct vcpu *v, uint64_t rip, bool *global)
+{
+	uint64_t next = (rip | ~GUEST_PAGE_MASK) + 1, gpa = mem_fetch_gpa(v, next);
+
+	*global = *global && mem_fetch_global(v, next);
+	return gpa;
+}
+
+/* The block at s.rip, in the jump cache from now on. NULL: interpret. May raise. */
+static struct tblock *resolve(struct vcpu *v, unsigned mode)
+{
+	struct trans_vcpu *t = trans_of(v);
+	uint64_t rip = v->s.rip, gpa;
+	struct tblock *k;
+	bool global;
+
+	if (!va_canonical(v, rip))
+		vcpu_raise_error(v, EXC_GP, 0);
+	gpa = mem_fetch_gpa(v, rip);
+	global = mem_fetch_global(v, rip);
+	if (!block_crosses(v, gpa))
+		k = block_at(v, gpa, mode, HEAD_FULL);
+	else if (!va_canonical(v, (rip | ~GUEST_PAGE_MASK) + 1) || (v->insn_mode == INSN_32 && rip >= 0xfffff000))
+		return NULL;
+	else
+		k = block_crossing(v, gpa, crossing_gpa(v, rip, &global), mode);
+	if (k && t->fetch_epoch == interp_of(v)->fetch_epoch)
+		jump_cache_put(v, mode, rip, k, global);
+	return k;
+}
+
+const uint8_t *link_lookup(struct vcpu *v, unsigned mode)
+{
+	uint64_t rip = v->s.rip;
+	struct jump_slot *slot;
+	struct tblock *k;
+
+	if (jump_cache_need(v, mode) < 0)
+		return NULL;
+	slot = jump_cache_slot(v, mode, rip);
+	v->hot.t0 = rip;
+	if (slot->neg_rip == -rip && slot->host)
+		return slot->host;
+	k = resolve(v, mode);
+	return k ? cache_rx(trans_of(v), k->far_entry) : NULL;
+}
+
+/* --- links --- */
+
+static uint8_t *to_rw(struct trans_vcpu *t, const void *rx) { return t->mem.rw + ((const uint8_t *)rx - t->mem.rx); }
+
+/* Has nothing happened since `generation` that forbids to patch the code which left with d? */
+static bool patchable(struct trans_vcpu *t, const struct exit_data *d, uint32_t generation)
+{
+	return generation == t->generation && t->blocks[d->block].live &&
+	       !atomic_load_explicit(&t->inbox_count, memory_order_acquire);
+}
+
+/* Looks the target up in the physical page that is running and links the jump to it. */
+const uint8_t *link_chain(struct vcpu *v, const struct exit_data *d, int32_t rel, unsigned mode)
+{
+	struct trans_vcpu *t = trans_of(v);
+	uint32_t generation = t->generation;
+	uint8_t *at = to_rw(t, d) + rel;
+	uint32_t ram_page = t->blocks[d->block].ram_page, epoch = interp_of(v)->fetch_epoch;
+	enum block_head head = d->flags & EXIT_CALL ? HEAD_CALL : d->flags & EXIT_POLL ? HEAD_POLL : HEAD_NONE;
+	struct tblock *k = block_at(v, t->blocks[d->block].gpa_page | d->offset, mode, head);
+
+	if (!k || k->ram_page != ram_page || epoch != interp_of(v)->fetch_epoch)
+		return NULL;
+	if (patchable(t, d, generation))
+		patch32(at, t->mem.rw + head_entry(k, head));
+	return cache_rx(t, k->near_entry);
+}
+
+const uint8_t *link_far(struct vcpu *v, const struct exit_data *d, unsigned mode)
+{
+	struct trans_vcpu *t = trans_of(v);
+	uint32_t generation = t->generation;
+	uint8_t *at = to_rw(t, d) + d->rel;
+	struct tblock *k;
+
+	if (jump_cache_need(v, mode) < 0)
+		return NULL;
+	v->hot.t0 = v->s.rip;
+	k = resolve(v, mode);
+	if (!k)
+		return NULL;
+	if (patchable(t, d, generation))
+		patch32(at, k->mode & TMODE_CROSSING ? t->lookup[mode] : t->mem.rw + k->verify_entry);
+	return cache_rx(t, k->far_entry);
+}
+
+/* The site is good for one address; whether that is in T0 is seen each time. */
+void link_site(struct vcpu *v, const struct exit_data *d, unsigned mode)
+{
+	struct trans_vcpu *t = trans_of(v);
+	uint32_t generation = t->generation;
+	uint8_t *at = to_rw(t, d) + d->rel;
+	struct tblock *k;
+
+	if (!t->blocks[d->block].live)
+		return;
+	k = block_at(v, t->blocks[d->block].gpa_page | d->offset, mode, HEAD_FULL);
+	if (patchable(t, d, generation))
+		patch32(at, k ? t->mem.rw + k->verify_entry : t->lookup[mode]);
+}
