@@ -6,7 +6,7 @@
 
 struct engine_ops;
 
-/* name: "auto", "soft" or "kvm". auto tries KVM out, which takes a moment. */
+/* name: "auto", "soft" or "kvm". auto and kvm try KVM out, which takes a moment. */
 int engine_choose(const struct engine_ops **out, const char *name, struct error *e);
 
 #endif

@@ -15,14 +15,6 @@
 
 /* --- dirty log --- */
 
-static void mark_all(struct engine *en, const struct ram_slot *s)
-{
-	uint32_t first = map_page(en->cfg.map, s->gpa).ram_page;
-
-	for (uint64_t i = 0; i < s->size_bytes / GUEST_PAGE_SIZE; i++)
-		map_mark_dirty(en->cfg.map, first + (uint32_t)i);
-}
-
 static void page_written(struct engine *en, const struct ram_slot *s, uint64_t page)
 {
 	uint64_t gpa = s->gpa + page * GUEST_PAGE_SIZE;
@@ -31,6 +23,12 @@ static void page_written(struct engine *en, const struct ram_slot *s, uint64_t p
 	map_mark_dirty(en->cfg.map, ram_page);
 	if (map_code_test(en->cfg.map, ram_page))
 		map_wrote(en->cfg.map, gpa, GUEST_PAGE_SIZE);
+}
+
+static void mark_all(struct engine *en, const struct ram_slot *s)
+{
+	for (uint64_t i = 0; i < s->size_bytes / GUEST_PAGE_SIZE; i++)
+		page_written(en, s, i);
 }
 
 static void mark_logged(struct engine *en, unsigned slot)
