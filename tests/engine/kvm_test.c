@@ -375,10 +375,9 @@ static void test_user_registers(void **state)
 }
 
 /* KVM forgets what it knew of page tables that were changed here. */
-static void test_user_mapping(void **state)
+static void mapping(struct machine *m, bool five_levels)
 {
-	struct machine *m = *state;
-	uint64_t one = 0x1111, two = 0x2222;
+	const uint64_t one = 0x1111, two = 0x2222, root = TABLES | 7;
 
 	user_memory(m);
 	map_write(m->map, 0x100000, &one, 8);
@@ -386,6 +385,11 @@ static void test_user_mapping(void **state)
 	user_show(m, 0x100000);
 	user_start(m, user_look, user_look_end);
 	m->a.gpr[REG_R13] = one;
+	if (five_levels) {
+		map_write(m->map, TABLES + 0x4000, &root, 8);
+		m->a.cr3 = TABLES + 0x4000;
+		m->a.cr4 |= CR4_LA57;
+	}
 	engine_kvm_user.set_state(m->v, &m->a);
 	user_visits(m, 4);
 	assert_int_equal(m->b.gpr[REG_R10], 0);
@@ -397,6 +401,9 @@ static void test_user_mapping(void **state)
 	assert_int_equal(m->b.gpr[REG_R10], 0);
 	assert_true(m->b.gpr[REG_R15] > 0);
 }
+
+static void test_user_mapping(void **state) { mapping(*state, false); }
+static void test_user_mapping5(void **state) { mapping(*state, true); }
 
 /* Code that was written in KVM is new in software. */
 static void test_user_code(void **state)
@@ -491,6 +498,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_instructions, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_user_registers, user_setup, user_teardown),
 		cmocka_unit_test_setup_teardown(test_user_mapping, user_setup, user_teardown),
+		cmocka_unit_test_setup_teardown(test_user_mapping5, user_setup, user_teardown),
 		cmocka_unit_test_setup_teardown(test_user_code, user_setup, user_teardown),
 		cmocka_unit_test_setup_teardown(test_user_dirty, user_setup, user_teardown),
 		cmocka_unit_test_setup_teardown(test_debug, setup, teardown),

@@ -32,7 +32,7 @@ struct user_cpu {
 	uint64_t cr3, gdt_gpa[2];
 	struct user_table table[USER_TABLES];
 	uint16_t bucket[USER_BUCKETS];	/* 1 + index of a table; 0: free */
-	unsigned tables, stamp;
+	unsigned tables, stamp, levels;
 	bool stale, trap;		/* trap: the visit ended in a single-step trap */
 	/* when to visit */
 	struct kick_timer timer;

@@ -22,6 +22,7 @@
 #define PTE_A 0x20u
 #define PTE_D 0x40u
 #define PTE_PS 0x80u
+#define PTE_NX (1ull << 63)
 #define PTE_ADDR 0x000ffffffffff000ull
 #define ENTRIES 512
 
@@ -163,7 +164,7 @@ static bool table_check(struct user_cpu *u, uint64_t gpa, unsigned level)
 static bool tables_check(struct user_cpu *u)
 {
 	u->stamp++;
-	return table_check(u, u->cr3, 4);
+	return table_check(u, u->cr3, u->levels);
 }
 
 /* The page of the GDT that the gates' segment comes from is looked at by KVM, too. */
@@ -180,12 +181,37 @@ static bool gdt_moved(struct user_cpu *u, const struct x86_state *s)
 	return was[0] != u->gdt_gpa[0] || was[1] != u->gdt_gpa[1];
 }
 
+/* Half of a fourth-level table, with what its entry in the fifth level forbids. */
+static bool half_copy(struct user_cpu *u, uint64_t *root, unsigned at, uint64_t top)
+{
+	if (!(top & PTE_P)) {
+		memset(root + at, 0, GUEST_PAGE_SIZE / 2);
+		return true;
+	}
+	if (!map_read(u->v->en->cfg.map, (top & PTE_ADDR) + at * 8, root + at, GUEST_PAGE_SIZE / 2))
+		return false;
+	for (unsigned i = at; i < at + ENTRIES / 2; i++)
+		root[i] = (root[i] & ~(uint64_t)(PTE_P | PTE_W | PTE_U)) | (root[i] & top & (PTE_P | PTE_W | PTE_U)) |
+			  (top & PTE_NX);
+	return true;
+}
+
+/* Five levels become four: the lowest and the highest 128 TiB. User code that goes elsewhere gets #GP, and comes back. */
+static bool halves_copy(struct user_cpu *u, uint64_t *root)
+{
+	uint64_t low, high;
+
+	return map_read(u->v->en->cfg.map, u->cr3, &low, 8) &&
+	       map_read(u->v->en->cfg.map, u->cr3 + 8 * (ENTRIES - 1), &high, 8) &&
+	       half_copy(u, root, 0, low) && half_copy(u, root, ENTRIES / 2, high);
+}
+
 static bool root_copy(struct user_cpu *u, uint16_t cs)
 {
 	uint64_t *root = qwords(u, USER_ROOT);
 	unsigned index;
 
-	if (!map_read(u->v->en->cfg.map, u->cr3, root, GUEST_PAGE_SIZE))
+	if (u->levels == 5 ? !halves_copy(u, root) : !map_read(u->v->en->cfg.map, u->cr3, root, GUEST_PAGE_SIZE))
 		return false;
 	index = u->root_index;
 	if (!index || (root[index] & PTE_P))
@@ -207,6 +233,7 @@ bool user_pages_enter(struct user_cpu *u, const struct x86_state *s)
 
 	u->stale |= gdt_moved(u, s) || (s->cr3 & PTE_ADDR) != u->cr3 || !alone;
 	u->cr3 = s->cr3 & PTE_ADDR;
+	u->levels = s->cr4 & CR4_LA57 ? 5 : 4;
 	if (!cs || !root_copy(u, cs))
 		return false;
 	if (!u->stale)

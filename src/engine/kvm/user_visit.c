@@ -21,6 +21,9 @@ struct user_regs { uint64_t rip, cs, rflags, rsp, ss; };	/* as an exception push
 
 /* --- in --- */
 
+/* KVM gets four levels of tables of a guest's five. */
+static bool four_levels(uint64_t gva) { return (uint64_t)((int64_t)(gva << 16) >> 16) == gva; }
+
 /* What KVM would have to know more about, or would not leave alone, stays in software. */
 bool user_visit_possible(struct user_cpu *u, const struct x86_state *s)
 {
@@ -28,8 +31,10 @@ bool user_visit_possible(struct user_cpu *u, const struct x86_state *s)
 
 	return !u->off && state_long(s) && state_cpl(s) == 3 && !(s->rflags & flags) && !s->shadow &&
 	       (s->cr0 & (mode | CR0_TS | CR0_EM)) == mode && (s->cr4 & CR4_PAE) && (s->cr4 & CR4_OSFXSR) &&
-	       !(s->cr4 & (CR4_LA57 | CR4_TSD | CR4_PKE)) && !(s->dr[7] & 0xff) && !(s->ldtr.selector & 0xfffc) &&
-	       !s->tsc_offset && !s->event_valid && s->activity == ACTIVITY_RUNNING;
+	       !(s->cr4 & (CR4_TSD | CR4_PKE)) && !(s->dr[7] & 0xff) && !(s->ldtr.selector & 0xfffc) &&
+	       !s->tsc_offset && !s->event_valid && s->activity == ACTIVITY_RUNNING &&
+	       four_levels(s->rip) && four_levels(s->gdtr.base) && four_levels(s->seg[SEG_FS].base) &&
+	       four_levels(s->seg[SEG_GS].base);
 }
 
 int user_visit_init(struct user_cpu *u)
