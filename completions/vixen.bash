@@ -24,7 +24,7 @@ _vixen_run()
 	--gdb) COMPREPLY=($(compgen -W '1234 unix:' -- "$cur")) ;;
 	*) case $cur in
 	   -*) COMPREPLY=($(compgen -W '--name --engine --cpu --cpus --memory --kernel --initrd --append --firmware --disk
-		--cdrom --net --console --no-reboot --gdb --counters --format --interpret --help' -- "$cur")) ;;
+		--cdrom --net --console --no-reboot --gdb --counters --format --trace --perf-map --interpret --help' -- "$cur")) ;;
 	   *) COMPREPLY=($(compgen -W "$(_vixen_images)" -- "$cur") $(compgen -f -- "$cur")) ;;
 	   esac ;;
 	esac

@@ -20,6 +20,8 @@ complete -c vixen -n $run -f -l no-reboot -d 'End when the guest resets'
 complete -c vixen -n $run -x -l gdb -a '1234 unix:' -d 'Wait for GDB'
 complete -c vixen -n $run -f -l counters -d 'Say at the end what each CPU did'
 complete -c vixen -n $run -x -l format -a 'table json' -d 'How counters are printed'
+complete -c vixen -n $run -f -l trace -d 'Write each instruction'
+complete -c vixen -n $run -f -l perf-map -d 'Name translated code for perf'
 complete -c vixen -n $run -f -l interpret -d 'Interpret only'
 
 set -l image '__fish_seen_subcommand_from image'

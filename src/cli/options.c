@@ -101,7 +101,7 @@ static int option_take(const struct command *c, void *opaque, int argc, char **a
 		usage_error(c->verb, "--%s takes no value", o->name);
 		return 0;
 	}
-	if (!o->value || equals)
+	if (!o->value || equals || *o->value == '[')
 		return o->set(opaque, equals ? equals + 1 : NULL) ? 1 : 0;
 	if (argc < 2) {
 		usage_error(c->verb, "--%s needs a value (%s)", o->name, o->value);
@@ -146,7 +146,8 @@ void command_help(const struct command *c)
 		printf("\noptions:\n");
 	for (const struct option_row *o = c->options; o && o->name; o++) {
 		char left[64];
-		snprintf(left, sizeof left, "--%s%s%s", o->name, o->value ? " " : "", o->value ? o->value : "");
+		snprintf(left, sizeof left, "--%s%s%s", o->name, o->value && *o->value != '[' ? " " : "",
+			 o->value ? o->value : "");
 		if (strlen(left) > 26)
 			printf("  %s\n  %-26s %s\n", left, "", o->help);
 		else

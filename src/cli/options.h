@@ -7,7 +7,7 @@
 
 struct option_row {
 	const char *name;	/* "memory", without the dashes; NULL ends the table */
-	const char *value;	/* what it takes, for the help: "SIZE"; NULL: nothing */
+	const char *value;	/* what it takes, for the help: "SIZE"; NULL: nothing; "[=FILE]": perhaps, after = */
 	const char *help;
 	/* false: an error was printed. value is NULL for flags that take none. */
 	bool (*set)(void *opaque, const char *value);

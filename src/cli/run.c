@@ -52,6 +52,15 @@ static bool set_interpret(void *r, const char *v) { (void)v; return ((struct run
 
 static bool set_counters(void *r, const char *v) { (void)v; return ((struct run *)r)->c.counters = true; }
 
+static bool set_perf_map(void *r, const char *v) { (void)v; return ((struct run *)r)->c.perf_map = true; }
+
+static bool set_trace(void *opaque, const char *v)
+{
+	struct run *r = opaque;
+	r->c.trace_path = v;
+	return (r->c.trace = !v || *v) || usage_error("run", "--trace= names no file");
+}
+
 static bool set_format(void *opaque, const char *v)
 {
 	static const char *const names[] = { "table", "json", NULL };
@@ -254,6 +263,8 @@ static const struct option_row options[] = {
 	{ "gdb", "PORT|unix:PATH", "wait, before the first instruction, for GDB to connect", set_gdb },
 	{ "counters", NULL, "say on stderr, at the end, what each CPU did", set_counters },
 	{ "format", "table|json", "how --counters says it (default table)", set_format },
+	{ "trace", "[=FILE]", "write each instruction and what it changed to stderr or a file", set_trace },
+	{ "perf-map", NULL, "name translated code in /tmp/perf-PID.map, for perf", set_perf_map },
 	{ "interpret", NULL, "soft engine: interpret only, for tests", set_interpret },
 	{ 0 },
 };

@@ -10,6 +10,7 @@
 #define VIXEN_ENGINE_ENGINE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -50,6 +51,12 @@ struct engine_config {
 	unsigned vcpus;
 	uint64_t tsc_hz;	/* guest TSC frequency */
 	bool interpret_only;	/* soft: no translator (tests) */
+	/* soft: called with each line of a trace; everything is interpreted then. On vCPUs' threads. NULL: none. */
+	void (*trace)(void *opaque, const char *line, size_t n);
+	void *trace_opaque;
+	/* soft: called with a line for perf's map when code was translated. On vCPUs' threads. NULL: none. */
+	void (*code_made)(void *opaque, const char *line, size_t n);
+	void *code_opaque;
 	bool host_tsc;		/* soft: the guest's TSC is the host's, plus the vCPU's offset */
 };
 

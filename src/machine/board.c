@@ -244,6 +244,8 @@ static int cpus_init(struct board *b, struct error *e)
 	const struct engine_config ec = {
 		.map = b->map, .model = b->model, .vcpus = b->config.vcpus, .tsc_hz = b->tsc_hz,
 		.interpret_only = b->config.interpret_only,
+		.trace = b->config.trace, .trace_opaque = b->config.trace_opaque,
+		.code_made = b->config.code_made, .code_opaque = b->config.code_opaque,
 	};
 	if ((ret = b->config.engine->create(&b->engine, &ec, e)))
 		return ret;

@@ -31,6 +31,10 @@ struct board_config {
 	unsigned vcpus;			/* 1..16 */
 	uint64_t ram_bytes;		/* multiple of 4 KiB, from BOARD_RAM_MIN */
 	bool interpret_only;
+	void (*trace)(void *opaque, const char *line, size_t n);	/* as in engine_config, as all four */
+	void *trace_opaque;
+	void (*code_made)(void *opaque, const char *line, size_t n);
+	void *code_opaque;
 	/* The first serial port. write: on a vCPU thread. */
 	void (*console_write)(void *opaque, uint8_t byte);
 	void (*console_room)(void *opaque);	/* takes input again; any thread; may be NULL */

@@ -18,6 +18,7 @@
 #include "vmm/engine_choice.h"
 #include "vmm/gdb/server.h"
 #include "vmm/signals.h"
+#include "vmm/text_sink.h"
 #include "vmm/vm_private.h"
 
 void vm_interrupt(struct vm *vm)
@@ -81,6 +82,23 @@ static int disks_open(struct vm *vm, struct error *e)
 	return ret;
 }
 
+/* What a guest can make a host's disk hold is bounded, and a terminal stays readable. */
+static int sinks_open(struct vm *vm, struct error *e)
+{
+	const struct vm_config *c = vm->config;
+	const struct text_sink_limits trace = { .bytes_max = 1ull << 30, .lines_per_s = c->trace_path ? 200000 : 2000 },
+				      map = { .bytes_max = 256ull << 20 };
+	int ret = 0;
+
+	if (c->trace && vm->engine != &engine_soft)
+		return error_set(e, ENOTSUP, "add --engine soft", "trace the guest", "KVM shows no instructions");
+	if (c->trace)
+		ret = text_sink_open(&vm->trace, c->trace_path, &trace, "trace", e);
+	if (!ret && c->perf_map)
+		ret = text_sink_open_perf(&vm->perf_map, &map, e);
+	return ret;
+}
+
 /* A board as after power-on, with everything plugged in. */
 static int board_build(struct vm *vm, struct error *e)
 {
@@ -88,6 +106,8 @@ static int board_build(struct vm *vm, struct error *e)
 	const struct board_config bc = {
 		.engine = vm->engine, .cpu_model = c->cpu_model, .vcpus = c->cpus, .ram_bytes = c->memory_bytes,
 		.interpret_only = c->interpret_only,
+		.trace = vm->trace ? text_sink_line : NULL, .trace_opaque = vm->trace,
+		.code_made = vm->perf_map ? text_sink_line : NULL, .code_opaque = vm->perf_map,
 		.console_write = console_write, .console_room = console_room, .console_opaque = vm->console,
 	};
 	const struct boot_files files = { c->kernel, c->initrd, c->append ? c->append : "" };
@@ -154,9 +174,10 @@ int vm_new(struct vm **out, const struct vm_config *c, int console_fd, int contr
 		ret = error_errno(e, errno, "raise the limit on open files", "make an event loop");
 		goto fail;
 	}
-	const char *engine = c->interpret_only && !strcmp(c->engine, "auto") ? "soft" : c->engine;
+	const char *engine = (c->interpret_only || c->trace) && !strcmp(c->engine, "auto") ? "soft" : c->engine;
 	if ((ret = engine_choose(&vm->engine, engine, e)) || (ret = signals_init(vm, e)) ||
-	    (ret = console_init(vm, console_fd, e)) || (ret = disks_open(vm, e)) || (ret = board_build(vm, e)) ||
+	    (ret = console_init(vm, console_fd, e)) || (ret = disks_open(vm, e)) || (ret = sinks_open(vm, e)) ||
+	    (ret = board_build(vm, e)) ||
 	    (control_fd >= 0 && (ret = control_new(&vm->control, vm->loop, control_fd, vm, e))) ||
 	    (ret = gdb_init(vm, e)) || (ret = confine(vm, e)))
 		goto fail;
@@ -221,6 +242,8 @@ void vm_free(struct vm *vm)
 		block_close(vm->disk[i]);
 	console_free(vm->console);
 	gdb_server_free(vm->gdb);
+	text_sink_close(vm->trace);
+	text_sink_close(vm->perf_map);
 	if (vm->signal_watch)
 		loop_fd_del(vm->signal_watch);
 	if (vm->signals >= 0)

@@ -37,13 +37,15 @@ static json_t *encode_nets(const struct vm_config *c)
 
 char *vm_config_encode(const struct vm_config *c)
 {
-	json_t *root = json_pack("{s:s*, s:s*, s:s, s:s*, s:s*, s:s*, s:s, s:s, s:s*, s:i, s:I, s:b, s:b, s:b, s:b, s:o, s:o}",
+	json_t *root = json_pack("{s:s*, s:s*, s:s, s:s*, s:s*, s:s*, s:s, s:s, s:s*, s:i, s:I, s:b, s:b, s:b, s:b,"
+				 "s:b, s:b, s:s*, s:o, s:o}",
 				 "gdb", c->gdb, "name", c->name, "engine", c->engine, "cpu_model", c->cpu_model,
 				 "kernel", c->kernel, "initrd", c->initrd, "append", c->append,
 				 "console", console_names[c->console], "console_path", c->console_path,
 				 "cpus", (int)c->cpus, "memory_bytes", (json_int_t)c->memory_bytes,
 				 "no_reboot", c->no_reboot, "interpret_only", c->interpret_only, "counters", c->counters,
 				 "json", c->json,
+				 "trace", c->trace, "perf_map", c->perf_map, "trace_path", c->trace_path,
 				 "disks", encode_disks(c), "nets", encode_nets(c));
 	char *out = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
 	json_decref(root);
@@ -127,17 +129,19 @@ int vm_config_decode(struct vm_config *c, const char *json, size_t len, struct e
 	json_error_t je;
 	json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES, &je), *disks = NULL, *nets = NULL;
 	json_int_t memory = 0;
-	int cpus = 0, no_reboot = 0, interpret_only = 0, counters = 0, as_json = 0, ret;
+	int cpus = 0, no_reboot = 0, interpret_only = 0, counters = 0, as_json = 0,
+	    trace = 0, perf_map = 0, ret;
 	const char *console = "";
 	*c = (struct vm_config){ .owner = root };
 	if (!root)
 		return refuse(e, je.text);
-	if (json_unpack_ex(root, &je, 0, "{s?s, s?s, s:s, s?s, s?s, s?s, s:s, s:s, s?s, s:i, s:I, s?b, s?b, s?b, s?b, s:o, s:o}",
+	if (json_unpack_ex(root, &je, 0, "{s?s, s?s, s:s, s?s, s?s, s?s, s:s, s:s, s?s, s:i, s:I, s?b, s?b, s?b, s?b,"
+			   "s?b, s?b, s?s, s:o, s:o}",
 			   "gdb", &c->gdb, "name", &c->name, "engine", &c->engine, "cpu_model", &c->cpu_model, "kernel", &c->kernel,
 			   "initrd", &c->initrd, "append", &c->append, "console", &console, "console_path",
 			   &c->console_path, "cpus", &cpus, "memory_bytes", &memory, "no_reboot", &no_reboot,
 			   "interpret_only", &interpret_only, "counters", &counters,
-			   "json", &as_json, "disks", &disks, "nets", &nets))
+			   "json", &as_json, "trace", &trace, "perf_map", &perf_map, "trace_path", &c->trace_path, "disks", &disks, "nets", &nets))
 		ret = refuse(e, je.text);
 	else if (cpus < 1 || cpus > VM_CPUS_MAX)
 		ret = refuse(e, "the number of CPUs is not in 1..16");
@@ -151,6 +155,8 @@ int vm_config_decode(struct vm_config *c, const char *json, size_t len, struct e
 	c->interpret_only = interpret_only;
 	c->counters = counters;
 	c->json = as_json;
+	c->trace = trace;
+	c->perf_map = perf_map;
 	if (ret)
 		vm_config_fini(c);
 	return ret;

@@ -42,6 +42,8 @@ struct vm_config {
 	unsigned cpus;
 	uint64_t memory_bytes;
 	bool no_reboot, interpret_only, counters;
+	bool trace, perf_map;
+	const char *trace_path;	/* NULL: stderr */
 	bool json;		/* how counters are printed */
 	unsigned ndisks, nnets;
 	struct vm_disk disk[VM_DISKS_MAX];

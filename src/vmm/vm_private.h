@@ -14,6 +14,7 @@ struct vm {
 	int console_file, signals;
 	struct loop_fd *signal_watch;
 	struct control *control;	/* NULL: none */
+	struct text_sink *trace, *perf_map;	/* NULL: none asked for */
 	struct gdb_server *gdb;		/* NULL: no --gdb */
 	struct board *board;
 	uint64_t start_ns;

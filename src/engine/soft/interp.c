@@ -13,6 +13,7 @@
 #include "cpu/model.h"
 #include "cpu/optable.h"
 #include "engine/soft/handlers.h"
+#include "engine/soft/trace.h"
 
 const struct interp_op interp_ops[X86_OP_COUNT] = {
 #define HANDLER(op, f, fl) [X86_##op] = { f, fl },
@@ -64,6 +65,7 @@ void interp_fini(struct vcpu *v)
 
 	if (!ip)
 		return;
+	trace_end(v);
 	free(ip->marks);
 	free(ip->arena);
 	free(ip);
@@ -111,6 +113,7 @@ static void decoded_bad(struct decoded *d, interp_fn *fn)
 	d->fn = fn;
 	d->len = 1;
 	d->flags = OPF_END;
+	d->in.row = NULL;
 }
 
 static INTERP_HANDLER(op_too_long) { vcpu_raise_error(v, EXC_GP, 0); }
@@ -314,7 +317,10 @@ void interp_block(struct vcpu *v)
 void interp_one(struct vcpu *v)
 {
 	const struct block *b = block_find(v);
+	const struct decoded *d = b ? b->insns : decode_slow(v);
 
 	interp_of(v)->stop_block = false;	/* or REP would end after one iteration */
-	run_insn(v, b ? b->insns : decode_slow(v));
+	if (unlikely(v->en->trace != NULL))
+		trace_insn(v, &d->in);
+	run_insn(v, d);
 }

@@ -90,6 +90,7 @@ struct interp {
 	struct debug_marks *marks;	/* breakpoints in effect; NULL: none */
 	unsigned watches;		/* points in effect that watch data */
 	struct debug_point watch[DEBUG_POINTS];
+	struct trace *trace;		/* engine/soft/trace.c */
 	struct decoded scratch;		/* instruction that crosses a page, or from a device */
 };
 

@@ -13,6 +13,7 @@
 #include "cpu/model.h"
 #include "engine/soft/fp_stub.h"
 #include "engine/soft/operand.h"
+#include "engine/soft/trace.h"
 #include "engine/soft/translate.h"
 #include "host/loop.h"
 
@@ -128,6 +129,8 @@ bool vcpu_deliver_fault(struct vcpu *v)
 	ip->delivery_vector = vector;
 	/* Real mode pushes no error codes. */
 	v->counters.fault[vector & 31]++;
+	if (unlikely(v->en->trace != NULL))
+		trace_exception(v, vector, has_error, error);
 	event_deliver(v, vector, EVENT_EXCEPTION, has_error && (v->s.cr0 & CR0_PE), error);
 	ip->in_delivery = false;
 	ip->db_pending = 0;
@@ -200,6 +203,8 @@ static void take_events(struct vcpu *v)
 	if (!s->nmi_blocked && (s->nmi_pending || (v->w.nmi_take && v->w.nmi_take(v->w.opaque)))) {
 		s->nmi_pending = 0;
 		s->activity = ACTIVITY_RUNNING;
+		if (unlikely(v->en->trace != NULL))
+			trace_interrupt(v, EXC_NMI);
 		event_deliver(v, EXC_NMI, EVENT_NMI, false, 0);
 		}
 	if (!(s->rflags & FLAG_IF)) {	/* after EOI, or a lower task priority: no kick tells of it */
@@ -216,6 +221,8 @@ static void take_events(struct vcpu *v)
 		return;
 	s->activity = ACTIVITY_RUNNING;
 	v->counters.interrupts++;
+	if (unlikely(v->en->trace != NULL))
+		trace_interrupt(v, (uint8_t)vector);
 	event_deliver(v, (uint8_t)vector, EVENT_INTERRUPT, false, 0);
 	ip->check_events = true;
 }
@@ -264,6 +271,8 @@ static void step_fast_or_slow(struct vcpu *v)
 		ip->slow = true;	/* REP: one iteration */
 		step_slow(v);
 		ip->slow = debug_active(ip);
+	} else if (unlikely(v->en->trace != NULL)) {
+		interp_one(v);
 	} else {
 		interp_block(v);
 	}
@@ -436,7 +445,11 @@ static int soft_create(struct engine **out, const struct engine_config *cfg, str
 	en->map = cfg->map;
 	en->model = cfg->model;
 	en->vcpu_total = cfg->vcpus ? cfg->vcpus : 1;
-	en->interpret_only = cfg->interpret_only;
+	en->interpret_only = cfg->interpret_only || cfg->trace;
+	en->trace = cfg->trace;
+	en->trace_opaque = cfg->trace_opaque;
+	en->code_made = cfg->code_made;
+	en->code_opaque = cfg->code_opaque;
 	en->tsc_hz = cfg->tsc_hz ? cfg->tsc_hz : 1000000000;
 	en->tsc_scale = (uint64_t)(((unsigned __int128)en->tsc_hz << TSC_SHIFT) / 1000000000u);
 	en->tsc_start_ns = clock_now_ns();

@@ -32,6 +32,10 @@ struct soft_engine {
 	struct vcpu *vcpu[SOFT_MAX_VCPUS];
 	unsigned vcpu_total;		/* as configured */
 	bool interpret_only;
+	void (*trace)(void *opaque, const char *line, size_t n);	/* as in engine_config */
+	void *trace_opaque;
+	void (*code_made)(void *opaque, const char *line, size_t n);
+	void *code_opaque;
 	uint64_t tsc_hz, tsc_start_ns;
 	uint64_t tsc_scale;		/* ticks per ns, times 2^TSC_SHIFT */
 	bool host_tsc;

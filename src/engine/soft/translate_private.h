@@ -252,6 +252,11 @@ void build_begin(struct vcpu *v, unsigned start, unsigned mode);
 void stubs_emit(struct block_build *b);
 struct stub *block_stub(struct block_build *b, enum stub_kind kind, uint8_t *from, unsigned offset);
 
+/* --- perf.c --- */
+/* Block k has been made: from `from` to b->e.p, its stubs elsewhere. Only while soft_engine.code_made is set. */
+void perf_block(const struct block_build *b, const struct tblock *k, const uint8_t *from, const uint8_t *stubs,
+		const uint8_t *stubs_end);
+
 /* --- translate_insn.c --- */
 enum insn_result { INSN_NEXT, INSN_ENDS, INSN_STEP /* nothing was emitted that counts: interpret it */ };
 enum insn_result insn_translate(struct block_build *b, struct block_insn *bi);
