@@ -1,5 +1,5 @@
 /*
- * Executable memory, W^X: one memfd mapped twice, writable here, executable there.
+ * Executable memory, W^X: shared anonymous memory mapped twice, writable here, executable there.
  * Nothing is ever writable and executable at the same address.
  */
 #ifndef VIXEN_HOST_EXECMEM_H
