@@ -86,6 +86,9 @@ struct gen {
 	const char *filter;		/* mnemonic; NULL: all */
 	const struct cpu_model *model;
 	unsigned rows[2048], nrows;
+	unsigned common[512], ncommon;	/* those that compilers use most */
+	unsigned base;			/* register that a sequence's accesses share; INSN_REG_NONE: each has its own */
+	uint64_t base_value;
 };
 void gen_init(struct gen *g);		/* collects the rows that can run in user mode */
 uint64_t gen_u64(struct gen *g);

@@ -30,12 +30,27 @@ static bool row_usable(const struct gen *g, const struct x86_opcode *r)
 	return true;
 }
 
+static bool is_common(unsigned op)
+{
+	static const uint16_t ops[] = { X86_MOV, X86_MOVZX, X86_MOVSXD, X86_LEA, X86_ADD, X86_SUB, X86_AND, X86_XOR, X86_CMP,
+					X86_TEST, X86_INC, X86_PUSH, X86_POP, X86_CMOVCC, X86_SETCC, X86_JCC, X86_MOVUPS };
+
+	for (unsigned i = 0; i < sizeof ops / sizeof *ops; i++)
+		if (ops[i] == op)
+			return true;
+	return false;
+}
+
 void gen_init(struct gen *g)
 {
-	g->nrows = 0;
-	for (unsigned i = 0; i < x86_optable_rows; i++)
-		if (row_usable(g, &x86_optable[i]))
-			g->rows[g->nrows++] = i;
+	g->nrows = g->ncommon = 0;
+	for (unsigned i = 0; i < x86_optable_rows; i++) {
+		if (!row_usable(g, &x86_optable[i]))
+			continue;
+		g->rows[g->nrows++] = i;
+		if (is_common(x86_optable[i].op) && g->ncommon < sizeof g->common / sizeof *g->common)
+			g->common[g->ncommon++] = i;
+	}
 }
 
 uint64_t gen_u64(struct gen *g)
@@ -493,18 +508,86 @@ static void define_flags(struct gen *g, uint8_t **p)
 	*(*p)++ = (uint8_t)(0xc0 | below(g, 8) << 3 | r);
 }
 
+/* --- accesses off one base, which the translator checks together --- */
+
+static void base_pick(struct gen *g, uint8_t **p)
+{
+	static const uint8_t regs[] = { REG_RBX, REG_RBP, REG_R8, REG_R10, REG_R13, REG_R15, REG_RSP };
+	static const uint64_t at[] = { DATA_VA + 0x800, DATA_VA + 0x1000, DATA_VA + 0x1000, DATA_VA + DATA_BYTES - 0x80,
+				       DATA_VA + DATA_BYTES, DATA_VA, ROM_VA + 0x100, ROM_VA };
+
+	g->base = INSN_REG_NONE;
+	if (g->filter || one_in(g, 2))
+		return;
+	g->base = regs[below(g, sizeof regs)];
+	g->base_value = at[below(g, sizeof at / sizeof *at)] + below(g, 0x80);
+	if (g->base != REG_RSP)
+		mov_imm(p, g->base, g->base_value);
+}
+
+/* Makes the operand [base + disp8]; false: it cannot be. RSP stays in its page, so that displacements only rise. */
+static bool base_share(struct gen *g, uint8_t *bytes, uint8_t *modrm, struct insn *in)
+{
+	const struct x86_opcode *row = in->row;
+
+	if (unchecked_alignment(in) || double_shift16(in) || in->addrsize != 8 || in->op == X86_CALL || seg_base(in))
+		return false;
+	*modrm = (uint8_t)((*modrm & 0x38) | 0x40 | (g->base & 7));
+	if (g->base == REG_RSP) {
+		modrm[1] = 0x24;
+		modrm[2] &= 0x7f;
+	}
+	return insn_decode(in, bytes, 15, INSN_64) == DECODE_OK && in->row == row && in->mem.base == g->base &&
+	       in->mem.index == INSN_REG_NONE && (g->base == REG_RSP || fits(in));
+}
+
+/* Moves the base now and then, and back to where it was if the instruction has written it. */
+static void base_follow(struct gen *g, uint8_t **p, const struct insn *in)
+{
+	bool written = false;
+
+	if (g->base == INSN_REG_NONE || g->base == REG_RSP)
+		return;
+	for (unsigned i = 0; i < in->nops; i++) {
+		const struct operand *o = &in->ops[i];
+		written |= o->kind == OPK_GPR && o->write && o->reg == g->base;
+	}
+	if (written) {
+		mov_imm(p, g->base, g->base_value);
+	} else if (one_in(g, 4)) {	/* add base, n or lea base, [base + n] */
+		bool lea = one_in(g, 2);
+		*(*p)++ = (uint8_t)(0x48 | (lea && g->base >= 8 ? 4 : 0) | g->base >> 3);
+		*(*p)++ = lea ? 0x8d : 0x83;
+		*(*p)++ = (uint8_t)((lea ? 0x40 | (g->base & 7) << 3 : 0xc0) | (g->base & 7));
+		*(*p)++ = (uint8_t)(below(g, 65) - 32);
+	}
+}
+
+static unsigned row_pick(struct gen *g)
+{
+	if (g->base != INSN_REG_NONE && !one_in(g, 3))
+		return g->common[below(g, g->ncommon)];
+	return g->rows[below(g, g->nrows)];
+}
+
 /* One more instruction at *p, with what it needs before; the end of its relative branch in *branch. */
 static void append(struct gen *g, struct diff_case *c, uint8_t **p, uint8_t **branch, unsigned *rel)
 {
 	uint8_t bytes[48], *modrm;
 	struct insn in;
 	const struct operand *m;
+	bool shared = false;
 	for (;;) {
-		if (!encode(g, &x86_optable[g->rows[below(g, g->nrows)]], bytes, &in, &modrm) || !fits(&in))
+		if (!encode(g, &x86_optable[row_pick(g)], bytes, &in, &modrm) || !fits(&in))
 			continue;
 		m = memory_operand(&in);
 		if (!m || in.row->trans == TRANS_STRING)
 			break;
+		shared = g->base != INSN_REG_NONE && m->kind == OPK_MEM && in.has_modrm && in.modrm < 0xc0 && !one_in(g, 6);
+		if (shared && base_share(g, bytes, modrm, &in))
+			break;
+		if (shared)
+			continue;
 		if (in.mem.base != INSN_REG_NONE && in.mem.base != in.mem.index && m->kind == OPK_MEM && in.has_modrm)
 			break;
 	}
@@ -515,7 +598,7 @@ static void append(struct gen *g, struct diff_case *c, uint8_t **p, uint8_t **br
 		mov_imm(p, REG_RSI, pick_address(g, 8) & pointer_mask(&in, count));
 		mov_imm(p, REG_RDI, (compares(&in) ? inner_address(g) : pick_address(g, 8)) & pointer_mask(&in, count));
 		mov_imm(p, REG_RCX, count);
-	} else if (m) {
+	} else if (m && !shared) {
 		prepare_memory(g, p, &in, m->size);
 	}
 	memcpy(*p, bytes, in.len);
@@ -523,6 +606,10 @@ static void append(struct gen *g, struct diff_case *c, uint8_t **p, uint8_t **br
 	*branch = *p;
 	if (in.row->flags_undefined)
 		define_flags(g, p);
+	if (g->base != INSN_REG_NONE && m && !shared && in.mem.base == g->base)
+		mov_imm(p, g->base, g->base_value);
+	else
+		base_follow(g, p, &in);
 }
 
 static void gen_sequence(struct gen *g, struct diff_case *c, struct diff_state *s)
@@ -533,6 +620,7 @@ static void gen_sequence(struct gen *g, struct diff_case *c, struct diff_state *
 	s->gpr[REG_RSP] = STACK_VA + 0x400 + (below(g, 0x800) & ~7u);
 	((struct x86_xsave *)s->fpu)->fcw |= 0x3f;
 	((struct x86_xsave *)s->fpu)->fsw &= 0x7f7f;
+	base_pick(g, &p);
 	for (unsigned i = 0; i < n && p < c->code + SLOT_BYTES - 80; i++) {
 		at[i] = p;
 		append(g, c, &p, &branch[i], &rel[i]);

@@ -72,7 +72,6 @@ int translator_vcpu_init(struct vcpu *v, struct error *e)
 	pthread_mutex_init(&t->inbox_lock, NULL);
 	v->trans = t;
 	em.p = t->mem.rw;
-	v->hot.self = v;
 	trans_emit_trampolines(v, &em);
 	system_emit_visits(v, &em);
 	mem_emit_refills(v, &em);

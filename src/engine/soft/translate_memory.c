@@ -267,7 +267,7 @@ struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, in
 }
 
 /* Calls tlb_refill_*() with the guest's state where it is, but for the flags: NE if the entry was filled. */
-static void emit_refill(struct emitter *e, unsigned mode, bool write)
+static void emit_refill(struct emitter *e, struct vcpu *v, unsigned mode, bool write)
 {
 	static const uint8_t saved[] = { H_RAX, H_RCX, H_RDX, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11 };
 	bool (*fn)(struct vcpu *, uint64_t, unsigned) = write ? tlb_refill_write : tlb_refill_read;
@@ -278,7 +278,7 @@ static void emit_refill(struct emitter *e, unsigned mode, bool write)
 		emit_push(e, saved[i], false);
 	emit_op_reg(e, true, 0x89, H_T0, H_RSI);
 	emit_op_mem(e, true, 0x03, H_RSI, tag);
-	emit_load(e, H_RDI, hm_gs(OFF_HOT(self)));
+	emit_mov_imm(e, H_RDI, (uint64_t)(uintptr_t)v);
 	emit_mov_imm(e, H_RDX, mode);
 	emit_mov_imm(e, H_RAX, (uint64_t)(uintptr_t)fn);
 	e2(e, 0xff, 0xd0);			/* call rax */
@@ -293,7 +293,7 @@ void mem_emit_refills(struct vcpu *v, struct emitter *e)
 	for (unsigned mode = 0; mode < TLB_MODES; mode++)
 		for (unsigned write = 0; write < 2; write++) {
 			trans_of(v)->refill[mode][write] = e->p;
-			emit_refill(e, mode, write);
+			emit_refill(e, v, mode, write);
 		}
 }
 

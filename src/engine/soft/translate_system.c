@@ -19,13 +19,6 @@ static void step_if(struct block_build *b, struct block_insn *bi, unsigned cc)
 	block_stub(b, STUB_STEP, emit_jcc(&b->e, cc), bi->offset)->flags_saved = true;
 }
 
-static void emit_push_reg(struct emitter *e, unsigned reg, bool pop)
-{
-	if (reg & 8)
-		e1(e, 0x41);
-	e1(e, (pop ? 0x58 : 0x50) | (reg & 7));
-}
-
 static void emit_copy(struct emitter *e, uint64_t from, uint64_t to)
 {
 	emit_load(e, H_T1, hm_gs(from));
@@ -272,7 +265,7 @@ void system_emit_visits(struct vcpu *v, struct emitter *e)
 
 	trans_of(v)->visit_tsc = e->p;
 	for (unsigned i = 0; i < sizeof saved; i++)
-		emit_push_reg(e, saved[i], false);
+		emit_push(e, saved[i], false);
 	e3(e, 0x48, 0x89, 0xe5);			/* mov rbp, rsp */
 	e2(e, 0x48, 0x83), e2(e, 0xe4, 0xf0);		/* and rsp, -16 */
 	emit_mov_imm(e, H_RDI, (uint64_t)(uintptr_t)v);
@@ -283,7 +276,7 @@ void system_emit_visits(struct vcpu *v, struct emitter *e)
 	emit_op_reg(e, false, 0x89, H_RAX, H_RAX);
 	e3(e, 0x48, 0x89, 0xec);			/* mov rsp, rbp */
 	for (unsigned i = sizeof saved; i-- > 0; )
-		emit_push_reg(e, saved[i], true);
+		emit_push(e, saved[i], true);
 	e1(e, 0xc3);
 }
 

@@ -52,7 +52,6 @@ enum { FSGSBASE_LA48 = 1, FSGSBASE_LA57 };
 #define TRANSLATE_GROUPS 8
 #define PAGE_CELLS 32768u
 struct vcpu_hot {
-	struct vcpu *self;
 	uint64_t page;			/* linear address of the page the running block lies in */
 	uint64_t save_rax, save_flags, save_rcx, save_value;
 	uint64_t t0, t1;		/* the temporaries on exit (t0: also on entry) */
