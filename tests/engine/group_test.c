@@ -1,0 +1,348 @@
+/*
+ * Accesses that share one check (translate_group.c), on pages that lie elsewhere in memory than they seem to.
+ *
+ * Eight pages in a row, in reverse order in RAM, with others' pages between: what a wrong check lets through lands
+ * somewhere else than the interpreter says. Among them are one that may not be written, one that is not there, one
+ * that is a hole in the map, and one that holds code. Random programs work on them through few registers, close to the
+ * pages' ends, and are run on both engines: registers, flags, memory, dirty bits, and where a fault stopped them.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cpu/model.h"
+#include "engine/engine.h"
+#include "memory/map.h"
+
+#define RAM_BYTES (4u << 20)
+#define TABLES 0x10000u
+#define CODE 0x100000u		/* mapped where it is */
+#define PAGES 8u
+#define VA 0x7fff00000000ull	/* the pages */
+#define GPA(i) (0x200000u + (PAGES - 1 - (i)) * 0x2000u)
+#define PROGRAMS 8000
+enum { PAGE_READ_ONLY = 2, PAGE_ABSENT = 4, PAGE_HOLE = 5, PAGE_CODE = 6 };
+
+struct machine { struct map *map; struct cpu_model *model; struct engine *en; struct vcpu *v; };
+
+static bool no_irq(void *opaque) { return false; }
+static int no_ack(void *opaque) { return -1; }
+static uint8_t no_tpr(void *opaque) { return 0; }
+static void no_set_tpr(void *opaque, uint8_t tpr) { }
+static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
+static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
+
+static void machine_init(struct machine *m, bool interpret_only)
+{
+	struct cpu_model_config mc = { .name = "x86-64-v2", .tsc_hz = 1000000000 };
+	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_irq, .get_tpr = no_tpr,
+				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
+	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = interpret_only };
+
+	m->map = map_new();
+	assert_non_null(m->map);
+	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, NULL), 0);
+	assert_int_equal(cpu_model_new(&m->model, &mc, NULL), 0);
+	cfg.map = m->map;
+	cfg.model = m->model;
+	assert_int_equal(engine_soft.create(&m->en, &cfg, NULL), 0);
+	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, NULL), 0);
+}
+
+static void machine_fini(struct machine *m)
+{
+	engine_soft.vcpu_destroy(m->v);
+	engine_soft.destroy(m->en);
+	cpu_model_free(m->model);
+	map_free(m->map);
+}
+
+static uint8_t *ram(struct machine *m, uint64_t gpa) { return map_ptr(m->map, gpa, 1, true); }
+
+static uint64_t page_entry(unsigned i)
+{
+	switch (i) {
+	case PAGE_READ_ONLY: return GPA(i) | 1;
+	case PAGE_ABSENT: return 0;
+	case PAGE_HOLE: return 0x10000000 | 3;
+	default: return GPA(i) | 3;
+	}
+}
+
+/* No accessed or dirty bits. The code is also mapped in the row: what is written there changes what runs. */
+static void tables_build(struct machine *m)
+{
+	uint64_t *t = (uint64_t *)ram(m, TABLES);
+
+	memset(t, 0, 0x7000);
+	t[VA >> 39 & 511] = (TABLES + 0x1000) | 3;
+	t[512 + (VA >> 30 & 511)] = (TABLES + 0x2000) | 3;
+	t[1024 + (VA >> 21 & 511)] = (TABLES + 0x3000) | 3;
+	for (unsigned i = 0; i < PAGES; i++)
+		t[1536 + i] = page_entry(i);
+	t[1536 + PAGE_CODE] = (CODE + 0x1000) | 3;
+	t[0] = (TABLES + 0x4000) | 3;
+	t[2048] = (TABLES + 0x5000) | 3;
+	t[2560] = (uint64_t)(TABLES + 0x6000) | 3;
+	t[3072 + (CODE >> 12)] = CODE | 3;
+	t[3072 + (CODE >> 12) + 1] = (CODE + 0x1000) | 3;
+}
+
+static void state_prepare(struct x86_state *s)
+{
+	s->cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_ET | CR0_WP | CR0_MP;
+	s->cr3 = TABLES;
+	s->cr4 = CR4_PAE | CR4_OSFXSR;
+	s->efer = EFER_LME | EFER_LMA;
+	for (unsigned i = 0; i < SEG_COUNT; i++)
+		s->seg[i] = (struct x86_segment){ .limit = 0xffffffff, .selector = 0x10, .attr = 0xc093 };
+	s->seg[SEG_CS].selector = 8;
+	s->seg[SEG_CS].attr = 0xa09b;
+	s->idtr = (struct x86_table){ 0 };	/* a fault is a shutdown, with the state as it was before it */
+	s->rip = CODE;
+	s->rflags = FLAG_FIXED;
+	s->cr2 = 0;
+	s->fpu.fcw = 0x37f;
+	s->fpu.mxcsr = 0x1f80;
+	s->activity = ACTIVITY_RUNNING;
+	s->shadow = 0;
+	for (unsigned i = 0; i < REG_COUNT; i++)
+		s->gpr[i] = 0x1111111111111111ull * i;
+}
+
+/* --- programs --- */
+
+struct program { uint8_t b[8192]; unsigned n; uint64_t seed; };
+
+static unsigned rnd(struct program *p, unsigned n)
+{
+	p->seed ^= p->seed << 13;
+	p->seed ^= p->seed >> 7;
+	p->seed ^= p->seed << 17;
+	return (unsigned)(p->seed >> 20) % n;
+}
+
+static void put(struct program *p, unsigned byte) { p->b[p->n++] = (uint8_t)byte; }
+static void put32(struct program *p, uint32_t v) { memcpy(p->b + p->n, &v, 4); p->n += 4; }
+
+static void mov_imm(struct program *p, unsigned reg, uint64_t v)
+{
+	put(p, 0x48 | reg >> 3), put(p, 0xb8 | (reg & 7));
+	memcpy(p->b + p->n, &v, 8);
+	p->n += 8;
+}
+
+static unsigned pick_base(struct program *p)
+{
+	static const uint8_t regs[] = { REG_RBX, REG_RBX, REG_RBP, REG_RSP, REG_R8, REG_R14 };
+
+	return regs[rnd(p, sizeof regs)];
+}
+static unsigned pick_value(struct program *p)
+{
+	static const uint8_t regs[] = { REG_RAX, REG_RCX, REG_RDX, REG_R9, REG_R15 };
+
+	return regs[rnd(p, sizeof regs)];
+}
+
+static uint64_t pick_address(struct program *p)
+{
+	unsigned page = rnd(p, 2) ? rnd(p, 2) : rnd(p, PAGES);
+
+	switch (rnd(p, 24)) {
+	case 0: return 0x0000800000000000ull - rnd(p, 64);
+	case 1: return 0 - (uint64_t)rnd(p, 64);
+	case 2: return (VA ^ 1ull << 63) + rnd(p, 4096);
+	case 3: case 4: case 5: return VA + page * 4096 + 0x800;
+	default: return VA + page * 4096 + 4096 - rnd(p, 160);
+	}
+}
+
+/* [base + disp], REX included by the caller's choice of reg. */
+static void operand(struct program *p, unsigned reg, unsigned base, int32_t disp)
+{
+	put(p, (rnd(p, 4) ? 0x40 : 0x80) | (reg & 7) << 3 | (base & 7));
+	if ((base & 7) == 4)
+		put(p, 0x24);
+	if ((p->b[p->n - 1 - ((base & 7) == 4)] >> 6) == 1)
+		put(p, (uint8_t)disp);
+	else
+		put32(p, (uint32_t)disp);
+}
+
+static void access_insn(struct program *p)
+{
+	static const uint8_t ops[] = { 0x8b, 0x89, 0x8b, 0x89, 0x8a, 0x88, 0x03, 0x01, 0x39, 0x3b };
+	unsigned reg = pick_value(p), base = pick_base(p), w = rnd(p, 3);
+
+	if (w == 2)
+		put(p, 0x66);
+	put(p, 0x40 | (w == 1 ? 8 : 0) | (reg & 8 ? 4 : 0) | (base & 8 ? 1 : 0));
+	put(p, ops[rnd(p, sizeof ops)]);
+	operand(p, reg, base, (int32_t)rnd(p, 96) - 32);
+}
+
+static void vector_insn(struct program *p)
+{
+	unsigned base = pick_base(p);
+
+	put(p, 0x40 | (base & 8 ? 1 : 0)), put(p, 0x0f), put(p, rnd(p, 2) ? 0x10 : 0x11);	/* movups */
+	operand(p, rnd(p, 8), base, (int32_t)rnd(p, 96) - 32);
+}
+
+/* Moves a base by a number, to another base, or somewhere else. */
+static void base_insn(struct program *p)
+{
+	unsigned base = pick_base(p), from = pick_base(p), rex = 0x48 | base >> 3;
+
+	switch (rnd(p, 12)) {
+	case 0: case 9: put(p, rex), put(p, 0x83), put(p, 0xc0 | (base & 7)), put(p, rnd(p, 128) - 64); break;	/* add */
+	case 1: case 10: put(p, rex), put(p, 0x83), put(p, 0xe8 | (base & 7)), put(p, rnd(p, 128) - 64); break;	/* sub */
+	case 2: put(p, rex), put(p, 0xff), put(p, (rnd(p, 2) ? 0xc0 : 0xc8) | (base & 7)); break;	/* inc, dec */
+	case 3:		/* lea base, [from + n] */
+		put(p, 0x48 | (base & 8 ? 4 : 0) | from >> 3), put(p, 0x8d);
+		operand(p, base, from, (int32_t)rnd(p, 128) - 64);
+		break;
+	case 4: put(p, 0x48 | (from & 8 ? 4 : 0) | base >> 3), put(p, 0x89), put(p, 0xc0 | (from & 7) << 3 | (base & 7)); break;
+	case 5:		/* 32 and 16 bits of it */
+		if (rnd(p, 2))
+			put(p, 0x66);
+		put(p, 0x40 | base >> 3), put(p, 0x83), put(p, 0xc0 | (base & 7)), put(p, rnd(p, 16));
+		break;
+	case 6:		/* xchg, xadd: of two bases */
+		put(p, 0x48 | (from & 8 ? 4 : 0) | base >> 3);
+		if (rnd(p, 2))
+			put(p, 0x0f), put(p, 0xc1);
+		else
+			put(p, 0x87);
+		put(p, 0xc0 | (from & 7) << 3 | (base & 7));
+		break;
+	default: mov_imm(p, base, pick_address(p)); break;
+	}
+}
+
+static void stack_insn(struct program *p)
+{
+	unsigned reg = rnd(p, 3) ? pick_value(p) : pick_base(p);
+
+	switch (rnd(p, 8)) {
+	case 0: case 1: case 2: put(p, 0x40 | reg >> 3), put(p, 0x50 | (reg & 7)); break;
+	case 3: case 4: put(p, 0x40 | reg >> 3), put(p, 0x58 | (reg & 7)); break;
+	case 5: put(p, 0x6a), put(p, rnd(p, 256)); break;
+	case 6: put(p, rnd(p, 4) ? 0x9c : 0xc9); break;		/* pushf, leave */
+	default: put(p, 0xe8), put32(p, 0); break;		/* call the next instruction */
+	}
+}
+
+/* Flags that live across accesses. */
+static void flags_insn(struct program *p)
+{
+	if (rnd(p, 2)) {
+		put(p, 0x48), put(p, 0x39), put(p, 0xc0 | rnd(p, 3) << 3 | rnd(p, 3));	/* cmp */
+	} else {
+		put(p, 0x0f), put(p, 0x90 | rnd(p, 16)), put(p, 0xc0 | rnd(p, 3));	/* setcc */
+	}
+}
+
+/* Three times the same, so that what missed at first hits later. */
+static void program_make(struct program *p, uint64_t seed)
+{
+	unsigned loop;
+
+	memset(p->b, 0x90, sizeof p->b);
+	p->seed = seed * 0x9e3779b97f4a7c15ull + 1;
+	p->n = rnd(p, 4) ? 0 : 4096 - 64;	/* or across a page's end; NOPs before */
+	mov_imm(p, REG_R12, 3);
+	loop = p->n;
+	mov_imm(p, REG_RSP, pick_address(p));
+	mov_imm(p, REG_RBX, pick_address(p));
+	mov_imm(p, REG_RBP, pick_address(p));
+	mov_imm(p, REG_R8, pick_address(p));
+	mov_imm(p, REG_R14, pick_address(p));
+	for (unsigned i = 4 + rnd(p, 24); i; i--)
+		switch (rnd(p, 10)) {
+		case 0: case 9: base_insn(p); break;
+		case 1: case 2: stack_insn(p); break;
+		case 3: flags_insn(p); break;
+		case 4: vector_insn(p); break;
+		default: access_insn(p); break;
+		}
+	put(p, 0x49), put(p, 0xff), put(p, 0xcc);		/* dec r12 */
+	put(p, 0x0f), put(p, 0x85), put32(p, loop - (p->n + 4));
+	put(p, 0xf4);
+}
+
+static void run(struct machine *m, const struct program *p, struct x86_state *s)
+{
+	uint64_t v = 88172645463325252ull;
+
+	for (unsigned i = 0; i < PAGES * 0x2000; i += 8) {
+		v ^= v << 13, v ^= v >> 7, v ^= v << 17;
+		map_write(m->map, GPA(PAGES - 1) + i, &v, 8);
+	}
+	map_write(m->map, CODE, p->b, p->n);
+	tables_build(m);
+	engine_soft.get_state(m->v, s);
+	state_prepare(s);
+	engine_soft.set_state(m->v, s);
+	for (unsigned i = 0; i < 10; i++)
+		if (engine_soft.run(m->v, NULL) != EXIT_KICKED)
+			break;
+	engine_soft.get_state(m->v, s);
+}
+
+static void compare(unsigned program, struct machine *a, struct machine *b, const struct x86_state *sa, const struct x86_state *sb)
+{
+	const uint64_t *ta = (uint64_t *)ram(a, TABLES), *tb = (uint64_t *)ram(b, TABLES);
+
+	for (unsigned i = 0; i < REG_COUNT; i++)
+		if (sa->gpr[i] != sb->gpr[i])
+			fail_msg("program %u: register %u: interpreted %llx, translated %llx", program, i,
+				 (unsigned long long)sa->gpr[i], (unsigned long long)sb->gpr[i]);
+	if (sa->rip != sb->rip || sa->activity != sb->activity || sa->cr2 != sb->cr2)
+		fail_msg("program %u: at %llx, cr2 %llx; translated at %llx, cr2 %llx", program, (unsigned long long)sa->rip,
+			 (unsigned long long)sa->cr2, (unsigned long long)sb->rip, (unsigned long long)sb->cr2);
+	if (sa->activity == ACTIVITY_HALTED)
+		assert_int_equal(sa->rflags, sb->rflags);
+	assert_memory_equal(sa->fpu.xmm, sb->fpu.xmm, sizeof sa->fpu.xmm);
+	if (memcmp(ram(a, GPA(PAGES - 1)), ram(b, GPA(PAGES - 1)), PAGES * 0x2000) || memcmp(ram(a, CODE), ram(b, CODE), 0x2000))
+		fail_msg("program %u: memory differs", program);
+	/* A check may have looked at a page that a fault before kept from being accessed: that is no write. */
+	for (unsigned i = 0; i < PAGES; i++)
+		if ((ta[1536 + i] ^ tb[1536 + i]) & ~0x20ull)
+			fail_msg("program %u: entry %u: %llx, translated %llx", program, i, (unsigned long long)ta[1536 + i],
+				 (unsigned long long)tb[1536 + i]);
+}
+
+static void test_groups(void **state)
+{
+	static struct program p;
+	struct machine a, b;
+	struct x86_state sa, sb;
+	unsigned ends[2] = { 0, 0 };
+
+	machine_init(&a, true);
+	machine_init(&b, false);
+	for (unsigned i = 1; i <= PROGRAMS; i++) {
+		program_make(&p, i);
+		run(&a, &p, &sa);
+		run(&b, &p, &sb);
+		compare(i, &a, &b, &sa, &sb);
+		ends[sa.activity == ACTIVITY_HALTED]++;
+	}
+	assert_true(ends[0] > PROGRAMS / 20 && ends[1] > PROGRAMS / 20);
+	machine_fini(&a);
+	machine_fini(&b);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = { cmocka_unit_test(test_groups) };
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
