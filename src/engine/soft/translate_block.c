@@ -417,6 +417,7 @@ struct tblock *block_crossing(struct vcpu *v, uint64_t gpa, uint64_t next_gpa, u
 	if (k)
 		return k;
 	build_begin(v, start, mode);
+	b->plain = true;	/* there is no plain block to go to */
 	code_watch(v, &p1, start, GUEST_PAGE_SIZE - 1);
 	code_watch(v, &p2, 0, 14);
 	version1 = code_version(v->en, p1.ram_page);
