@@ -230,7 +230,15 @@ static void stack_insn(struct program *p)
 {
 	unsigned reg = rnd(p, 3) ? pick_value(p) : pick_base(p);
 
-	switch (rnd(p, 8)) {
+	switch (rnd(p, 10)) {
+	case 8: case 9:		/* push [base + n], with or without an index: two accesses */
+		reg = pick_base(p);
+		if (rnd(p, 2)) {
+			put(p, 0x40 | reg >> 3), put(p, 0xff), operand(p, 6, reg, (int32_t)rnd(p, 96) - 32);
+		} else {
+			put(p, 0xff), put(p, 0x34), put(p, 0x08 | REG_RBX);	/* [rbx + rcx] */
+		}
+		break;
 	case 0: case 1: case 2: put(p, 0x40 | reg >> 3), put(p, 0x50 | (reg & 7)); break;
 	case 3: case 4: put(p, 0x40 | reg >> 3), put(p, 0x58 | (reg & 7)); break;
 	case 5: put(p, 0x6a), put(p, rnd(p, 256)); break;

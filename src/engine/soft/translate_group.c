@@ -268,6 +268,7 @@ void groups_plan(struct block_build *b)
 
 void groups_check(struct block_build *b, unsigned i)
 {
+	b->addend_group = 0;
 	for (unsigned k = 0; k < b->group_count; k++) {
 		const struct group *g = &b->groups[k];
 		if (g->count && g->head == i)

@@ -469,6 +469,7 @@ static void fpu_check(struct block_build *b, struct block_insn *bi)
 	if (b->fpu_checked)
 		return;
 	b->fpu_checked = true;
+	b->addend_group = 0;	/* whoever comes back from there has lost T1 */
 	if (live)
 		emit_flags_save(e);
 	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(fpu_live)), 0);

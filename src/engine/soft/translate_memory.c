@@ -2,7 +2,7 @@
  * Guest memory from translated code: the isolation boundary.
  *
  *   lea  t0, [effective address]   (+ segment base)
- *   t1 = (t0 >> 12 & 1023) * 32
+ *   t1 = (t0 >> 12 & 4095) * 32
  *   sub  t0, gs:[t1 + tag]         offset in the page, if it is the right page
  *   cmp  t0, 4096 - size
  *   ja   miss
@@ -14,6 +14,25 @@
  * the access but moves.
  */
 #include "engine/soft/translate_private.h"
+
+/* As emit_flags_save() and emit_flags_restore(), with a free temporary for RAX: nobody waits for a store then. */
+static void flags_park(struct emitter *e, unsigned temp)
+{
+	emit_op_reg(e, true, 0x89, H_RAX, temp);
+	e1(e, 0x9f);				/* lahf */
+	e3(e, 0x0f, 0x90, 0xc0);		/* seto al */
+	emit_op_mem(e, false, 0x89, H_RAX, hm_gs(OFF_HOT(save_flags)));
+	emit_op_reg(e, true, 0x89, temp, H_RAX);
+}
+
+static void flags_unpark(struct emitter *e, unsigned temp)
+{
+	emit_op_reg(e, true, 0x89, H_RAX, temp);
+	emit_op_mem(e, false, 0x8b, H_RAX, hm_gs(OFF_HOT(save_flags)));
+	e2(e, 0x04, 0x7f);			/* add al, 0x7f */
+	e1(e, 0x9e);				/* sahf */
+	emit_op_reg(e, true, 0x89, temp, H_RAX);
+}
 
 /* A guest register as host register: its own, or loaded into temp. */
 static unsigned reg_or_load(struct block_build *b, unsigned guest, unsigned temp)
@@ -147,7 +166,7 @@ void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned inde
 	uint8_t *retry = e->p, *again;
 
 	if (live)
-		emit_flags_save(e);
+		flags_park(e, H_T1);
 	again = e->p;
 	emit_op_mem(e, true, 0x8d, H_T0, hm_base(host_reg_of(g->base), disp));	/* lea */
 	check(b, bi, size, write, retry, again, live);
@@ -156,13 +175,16 @@ void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned inde
 	emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
 	emit_store(e, H_T1, hm_gs(OFF_HOT(group) + 8 * index));
 	if (live)
-		emit_flags_restore(e);
+		flags_unpark(e, H_T0);
+	b->addend_group = (uint8_t)(index + 1);
 }
 
 /* An access of a checked group: the base has not changed since, but by numbers that the check knew. */
 static struct host_mem group_operand(struct block_build *b, unsigned group, unsigned base, int32_t disp)
 {
-	emit_load(&b->e, H_T1, hm_gs(OFF_HOT(group) + 8 * (group - 1)));
+	if (b->addend_group != group)
+		emit_load(&b->e, H_T1, hm_gs(OFF_HOT(group) + 8 * (group - 1)));
+	b->addend_group = 0;
 	return (struct host_mem){ (uint8_t)host_reg_of(base), H_T1, 0, false, disp };
 }
 
@@ -183,8 +205,9 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 		*spare = H_T0;
 		return group_operand(b, bi->group_mem, in->mem.base, (int32_t)in->mem.disp);
 	}
+	b->addend_group = 0;
 	if (live)
-		emit_flags_save(e);
+		flags_park(e, H_T1);
 	again = e->p;
 	address_translate(b, in, H_T0, bi->offset + in->len, b->wide);
 	segment_add(b, bi, live);
@@ -203,7 +226,7 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 		*spare = H_T1;
 	}
 	if (live)
-		emit_flags_restore(e);
+		flags_unpark(e, *spare);
 	return m;
 }
 
@@ -248,10 +271,12 @@ struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, in
 	uint8_t *retry = e->p, *again;
 	bool live = bi->live_in & FLAGS_ARITH;
 
+	if (bi->in.op != X86_PUSH && bi->in.op != X86_POP)
+		b->addend_group = 0;	/* others may have used T1 */
 	if (bi->group_stack)
 		return group_operand(b, bi->group_stack, REG_RSP, disp);
 	if (live)
-		emit_flags_save(e);
+		flags_park(e, H_T1);
 	again = e->p;
 	emit_op_mem(e, b->wide, 0x8d, H_T0, hm_base(H_R13, disp));	/* lea */
 	check(b, bi, size, write, retry, again, live);
@@ -260,7 +285,7 @@ struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, in
 	else
 		host_address(b, write);
 	if (live)
-		emit_flags_restore(e);
+		flags_unpark(e, b->wide ? H_T0 : H_T1);
 	if (!b->wide)
 		return hm_base(H_T0, 0);
 	return (struct host_mem){ H_R13, H_T1, 0, false, disp };

@@ -235,6 +235,7 @@ struct block_build {
 	struct value values[BLOCK_INSNS][16];	/* of the registers, before each instruction */
 	struct group groups[GROUP_MAX];
 	unsigned group_count;
+	uint8_t addend_group;		/* 1 + the group whose addend T1 holds; 0: none */
 	bool fpu_checked;
 	bool cut;			/* a debugger's breakpoint follows */
 	struct stub stubs[STUB_MAX];
