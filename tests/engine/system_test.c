@@ -319,7 +319,7 @@ static void iret_make(struct machine *m, uint64_t *seed, struct x86_state *s)
 					 0x0000800000000000ull, 0x00f0000000000000ull, 0xffff800000000000ull };
 	static const uint16_t css[] = { KCODE, KCODE, UCODE, UCODE, UCODE, UCODE32, KDATA, UDATA, 0, 3, ABSENT_CODE,
 					CONFORMING, CONFORMING | 3, KCODE | 3, UCODE & ~3, KCODE | 4, TSS_SEL, GDT_END, 0xfff8 };
-	static const uint16_t sss[] = { KDATA, KDATA, UDATA, UDATA, UDATA, 0, 3, READ_ONLY_DATA, KCODE, UCODE, KDATA | 3,
+	static const uint16_t sss[] = { KDATA, KDATA, UDATA, UDATA, UDATA, 0, 3, READ_ONLY_DATA | 3, KCODE, UCODE, KDATA | 3,
 					UDATA & ~3, UDATA | 4, GDT_END | 3 };
 	static const uint64_t rsps[] = { STACK + 0x800, STACK + 0x808, STACK + 0x801, ABSENT + 8, 0x0000900000000000ull };
 	static const uint64_t stacks[] = { STACK + 0x100, STACK + 0x100, STACK + 0x100, STACK + 0x103, STACK + 0xfe0,
@@ -356,9 +356,11 @@ static void iret_make(struct machine *m, uint64_t *seed, struct x86_state *s)
 		map_write(m->map, rsp, frame, 16);
 }
 
-/* MOV R15, [RSP] makes the TLB know the stack; half the cases start behind it.
- * Where it lands: flags read back, then an end (at CPL 3 by #GP). */
-static const uint8_t iret_code[] = { 0x4c, 0x8b, 0x3c, 0x24, 0x48, 0xcf }, landed[] = { 0x90, 0x9c, 0x58, 0xf4 };	/* nop pushf pop hlt */
+/* INT3 pushes RF as the NOP left it.
+ * MOV R15, [RSP] makes the TLB know the stack; half the cases start behind it.
+ * Where it lands: flags read back, then the end. */
+static const uint8_t iret_code[] = { 0x4c, 0x8b, 0x3c, 0x24, 0x48, 0xcf };
+static const uint8_t landed[] = { 0x90, 0x9c, 0x58, 0xcc };	/* nop pushf pop int3 */
 
 static void memory_compare(struct machine *a, struct machine *b, uint64_t gpa, unsigned n)
 {
