@@ -82,9 +82,9 @@ static int format_probed(const struct driver **out, const struct node *file, con
 		if ((*d)->probe(head, len, file->size_bytes)) {
 			*out = *d;
 			if (!(*d)->co_open)
-				return error_set(e, EINVAL, "convert it with qemu-img convert -O raw, or add ,format=raw "
-						 "if the guest itself shall see the file as its disk", what,
-						 "it is a %s image, not a raw one", (*d)->name);
+				return error_set(e, EINVAL, "convert it to raw or qcow2 first, or add ,format=raw if the "
+						 "guest itself shall see the file as its disk", what,
+						 "it is a %s image, which cannot be used as a disk", (*d)->name);
 			if (named || how->o->flags & BLOCK_PROBE)
 				return 0;
 			snprintf(todo, sizeof(todo), "add ,format=%s if it is one of your images, or ,format=raw if the "

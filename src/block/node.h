@@ -127,9 +127,9 @@ struct driver {
 	const struct node_ops *ops;
 	/* Does the head of a file, len up to NODE_PROBE_BYTES, look like this format? */
 	bool (*probe)(const uint8_t *head, size_t len, uint64_t file_bytes);
-	/* NULL: only known by sight, to be refused.  In a coroutine.  n has ops, env, path and readonly; a format's NODE_FILE is open.  Sets impl, size_bytes and
-	 * limits, opens further children with node_open_backing() and node_open_protocol().  -errno with e set:
-	 * co_close is called if impl is set. */
+	/* NULL: only known by sight, to be refused.  In a coroutine.  n has ops, env, path and readonly; a format's
+	 * NODE_FILE is open.  Sets impl, size_bytes and limits, opens further children with node_co_open_backing() and
+	 * node_co_open_protocol().  -errno with e set: co_close is called if impl is set. */
 	int (*co_open)(struct node *n, const struct node_open *how, struct error *e);
 	/* In a coroutine.  Writes an empty image into file, which is empty and grows.  NULL: cannot create. */
 	int (*co_create)(struct node *file, const struct block_create *c, struct error *e);
@@ -166,7 +166,8 @@ int file_node_from_fd(struct node **out, struct block_env *env, int fd, const ch
 
 /* --- calling nodes --- */
 
-void node_readv(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done, void *opaque);
+void node_readv(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done,
+		void *opaque);
 void node_writev(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done,
 		 void *opaque);
 void node_flush(struct node *n, block_done_fn *done, void *opaque);

@@ -162,17 +162,43 @@ struct creation {
 	struct error *e;
 };
 
+/* The backing file is opened once: it must be there, and its size is the default. */
+static int backing_look(struct creation *cr, struct block_create *c)
+{
+	const struct block_options o = { .format = c->backing_format, .flags = BLOCK_READONLY | BLOCK_SHARE };
+	struct node_open how = { .o = &o, .readonly = true };
+	char *path = node_path_relative(cr->path, c->backing_path);
+	struct node *n;
+	int ret;
+
+	if (!path)
+		return error_errno(cr->e, ENOMEM, NULL, "create disk '%s'", cr->path);
+	how.path = path;
+	ret = node_co_open(&n, cr->env, path, &how, cr->e);
+	free(path);
+	if (ret)
+		return ret;
+	if (!c->size_bytes)
+		c->size_bytes = n->size_bytes;
+	if (!c->backing_format)
+		c->backing_format = n->ops->name;
+	return node_co_close(n);
+}
+
 static int create_main(void *opaque)
 {
 	struct creation *cr = opaque;
 	const struct block_options o = { 0 };
 	const struct node_open how = { .o = &o, .path = cr->path };
+	struct block_create c = *cr->c;
 	struct node *file;
-	int ret = node_co_open_protocol(&file, cr->env, cr->path, &how, cr->e), close_ret;
+	int ret = c.backing_path ? backing_look(cr, &c) : 0, close_ret;
 
+	if (!ret)
+		ret = node_co_open_protocol(&file, cr->env, cr->path, &how, cr->e);
 	if (ret)
 		return ret;
-	ret = cr->driver->co_create(file, cr->c, cr->e);
+	ret = cr->driver->co_create(file, &c, cr->e);
 	if (!ret) {
 		ret = node_co_flush(file);
 		if (ret)
