@@ -78,9 +78,11 @@ enum gdb_token gdb_parse(struct gdb_parser *p, uint8_t byte)
 		return GDB_NOTHING;
 	case GDB_SUM_HIGH:
 		high = digit(byte);
-		p->sum_said = (uint8_t)(high << 4);
 		p->state = high < 0 ? GDB_BETWEEN : GDB_SUM_LOW;
-		return high < 0 ? GDB_DAMAGED : GDB_NOTHING;
+		if (high < 0)
+			return GDB_DAMAGED;
+		p->sum_said = (uint8_t)(high << 4);
+		return GDB_NOTHING;
 	case GDB_SUM_LOW:
 		return body_end(p, byte);
 	}
