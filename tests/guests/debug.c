@@ -4,13 +4,28 @@
 uint64_t watched, untouched;
 static uint8_t from[64] = "moved by rep movsb, one byte at each step", to[64];
 extern uint8_t hot_loop[], hot_body[], syscall_target[], code_end[];
-void hot_loop_run(void), move_run(uint8_t *d, const uint8_t *s), syscall_run(void), iret_run(void);
+void hot_loop_run(void), call_loop_run(void), move_run(uint8_t *d, const uint8_t *s), syscall_run(void), iret_run(void);
 uint64_t halt_run(void), flags_seen;
 
 __asm__(".text\n"
 	".globl hot_loop_run, hot_loop, hot_body, move_run, move_rep, move_after, syscall_run, syscall_insn\n"
 	".globl syscall_target, syscall_after, iret_run, iret_insn, iret_target, halt_run, halt_insn, halt_after, code_end\n"
 	".globl watched_write, watched_after\n"
+	".globl call_loop_run, call_insn, call_site, far_function, far_body\n"
+	"call_loop_run:\n"
+	"	mov $3000, %edx\n"
+	"call_insn:\n"
+	"	call far_function\n"
+	"call_site:\n"
+	"	dec %rdx\n"
+	"	jnz call_insn\n"
+	"	ret\n"
+	".balign 4096\n"
+	"far_function:\n"
+	"	lea 1(%rdx), %rax\n"
+	"far_body:\n"
+	"	lea 1(%rax), %rax\n"
+	"	ret\n"
 	"hot_loop_run:\n"
 	"	push %rbx\n"
 	"	xor %ebx, %ebx\n"
@@ -115,6 +130,7 @@ int main(void)
 	while (hold)
 		__builtin_ia32_pause();
 	hot_loop_run();
+	call_loop_run();
 	move_run(to, from);
 	syscall_run();
 	iret_run();
