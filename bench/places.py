@@ -84,17 +84,20 @@ class Listener:
         self.began = (None, 0.0, 0)
 
     def hear(self, line, now):
+        """True: the driver waits for an answer."""
         line = line.strip()
         self.last = line or self.last
         found = re.search(r"bench (init|begin|end|fail|done)\b ?(.*)", line)
         if found:
             getattr(self, "hear_" + found.group(1))(found.group(2).split(), now)
+        return bool(found) and found.group(1) in ("begin", "end", "fail")
 
     def hear_init(self, words, now):
         self.times["boot"], self.cpu_times["boot"] = int((now - self.started) * 1e9), cpu_ns(self.pid)
 
     def hear_begin(self, words, now):
-        self.began = (words[0], now, cpu_ns(self.pid))
+        cpu = cpu_ns(self.pid)
+        self.began = (words[0], time.monotonic(), cpu)
 
     def hear_end(self, words, now):
         name, ns = words[0], int(words[1])
@@ -131,6 +134,12 @@ def pin(cpus):
     return lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus])
 
 
+def answer(process):
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+
+
 def listen(process, listener):
     """Returns why it ended. Lines are stamped as they come; a place that says nothing for long is given up."""
     with selectors.DefaultSelector() as selector:
@@ -145,14 +154,15 @@ def listen(process, listener):
                 return "it ended with exit code %d" % process.wait(30)
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
-                listener.hear(line.decode(errors="replace"), now)
+                if listener.hear(line.decode(errors="replace"), now):
+                    answer(process)
 
 
 def run_place(place, site, names, cpus):
     """Runs `names` in one place and returns the Listener that heard it."""
     with tempfile.TemporaryFile() as errors:
         started = time.monotonic()
-        process = subprocess.Popen(COMMANDS[place](site, cpus), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        process = subprocess.Popen(COMMANDS[place](site, cpus), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                    stderr=errors, start_new_session=True,
                                    preexec_fn=pin(cpus) if place == "native" else None)
         listener = Listener(names, process.pid, started)
@@ -165,6 +175,8 @@ def run_place(place, site, names, cpus):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         errors.seek(0)
         said = errors.read().decode(errors="replace").strip().splitlines()
     if not listener.done and said:

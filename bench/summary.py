@@ -28,7 +28,7 @@ def geomean(values):
 
 
 def ratio(row, above, below):
-    return row[above] / row[below] if above in row and below in row else None
+    return row[above] / row[below] if row.get(above) and row.get(below) else None
 
 
 def ratios(table, names, above, below):
