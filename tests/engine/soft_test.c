@@ -461,6 +461,40 @@ static void test_task_v86(void **state)
 	machine_close(&m);
 }
 
+/* --- what 32-bit code with a 16-bit stack and a read-only segment sees --- */
+
+PROGRAM(small_stack,
+	".code32\n enter $8, $1\n mov %ebp, %eax\n out %eax, $0xf4\n mov %esp, %eax\n out %eax, $0xf4\n"
+	"mov %es:0x7ff8, %eax\n out %eax, $0xf4\n"
+	"xor %eax, %eax\n xor %ebx, %ebx\n arpl %bx, 0x3000\n setz %al\n out %eax, $0xf4\n hlt\n");
+
+static void test_small_stack(void **state)
+{
+	struct machine m;
+	struct x86_state s;
+
+	OPEN(&m, small_stack);
+	engine_soft.get_state(m.v, &s);
+	s.cr0 = CR0_PE | CR0_ET;
+	for (unsigned i = 0; i < SEG_COUNT; i++)
+		s.seg[i] = flat(0x10, 0xc093);
+	s.seg[SEG_CS] = flat(8, 0xc09b);
+	s.seg[SEG_SS] = (struct x86_segment){ .limit = 0xffff, .selector = 0x18, .attr = 0x93 };
+	s.seg[SEG_DS] = flat(0x20, 0xc091);		/* read-only */
+	s.rip = LOAD;
+	s.gpr[REG_RSP] = 0x18000;
+	s.gpr[REG_RBP] = 0x5fff0;
+	s.activity = ACTIVITY_RUNNING;
+	engine_soft.set_state(m.v, &s);
+	assert_int_equal(machine_run(&m), EXIT_HALT);
+	assert_int_equal(m.outs, 4);
+	assert_int_equal(m.out[0], 0x17ffc);		/* ENTER: SP under the upper half of ESP */
+	assert_int_equal(m.out[1], 0x17ff0);
+	assert_int_equal(m.out[2], 0x17ffc);
+	assert_int_equal(m.out[3], 0);			/* ARPL that has nothing to raise writes nothing */
+	machine_close(&m);
+}
+
 /* --- speed: not a test of a bound, but a loop long enough to see it in the log --- */
 
 PROGRAM(loop,
@@ -485,7 +519,7 @@ int main(void)
 		cmocka_unit_test(test_real), cmocka_unit_test(test_modes), cmocka_unit_test(test_fault),
 		cmocka_unit_test(test_triple), cmocka_unit_test(test_irq), cmocka_unit_test(test_user),
 		cmocka_unit_test(test_smc), cmocka_unit_test(test_debug), cmocka_unit_test(test_task_v86),
-		cmocka_unit_test(test_loop),
+		cmocka_unit_test(test_small_stack), cmocka_unit_test(test_loop),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -138,7 +138,8 @@ INTERP_HANDLER(op_enter)
 {
 	unsigned n = in->opsize, level = in->imm2 & 31, frame = in->imm & 0xffff;
 	uint64_t m = stack_mask(v), sp = (v->s.gpr[REG_RSP] - n) & m, bp = v->s.gpr[REG_RBP];
-	uint64_t frame_ptr = sp;
+	/* With a 16-bit stack the frame pointer is SP under the upper half of ESP. */
+	uint64_t frame_ptr = m == 0xffff ? (v->s.gpr[REG_RSP] & 0xffff0000) | sp : sp;
 
 	mem_st(v, SEG_SS, sp, n, bp);
 	for (unsigned i = 1; i < level; i++) {

@@ -228,7 +228,8 @@ INTERP_HANDLER(op_arpl)
 	uint64_t d = op_read(v, in, 0), s = op_read(v, in, 1);
 	bool raise = (d & 3) < (s & 3);
 
-	op_write(v, in, 0, raise ? (d & ~3ull) | (s & 3) : d);
+	if (raise)		/* else nothing is written: the segment may be read-only */
+		op_write(v, in, 0, (d & ~3ull) | (s & 3));
 	set_zf(v, raise);
 }
 
