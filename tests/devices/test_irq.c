@@ -112,6 +112,7 @@ static void test_timer(void **state)
 static void test_x2apic(void **state)
 {
 	struct chipset *c = *state;
+	static const uint16_t missing[] = { 0x800, 0x801, 0x804, 0x807, 0x809, 0x80c, 0x80e, 0x829, 0x82f, 0x831, 0x83a, 0x840 };
 	uint64_t v;
 	assert_true(lapic_msr_read(c->lapics, 1, 0x1b, &v));
 	assert_false(lapic_msr_read(c->lapics, 1, 0x802, &v));
@@ -121,6 +122,13 @@ static void test_x2apic(void **state)
 		assert_true(lapic_msr_write(c->lapics, i, 0x80f, 0x1ff));
 	}
 	assert_false(lapic_msr_write(c->lapics, 1, 0x1b, 0xfee00800));	/* not back to xAPIC */
+	for (unsigned i = 0; i < sizeof missing / sizeof *missing; i++) {
+		assert_false(lapic_msr_read(c->lapics, 0, missing[i], &v));
+		assert_false(lapic_msr_write(c->lapics, 0, missing[i], 0));
+	}
+	assert_true(lapic_msr_read(c->lapics, 0, 0x80a, &v));		/* PPR: only read */
+	assert_false(lapic_msr_write(c->lapics, 0, 0x80a, 0));
+	assert_false(lapic_msr_write(c->lapics, 0, 0x83f, 0x100));	/* reserved bits */
 	assert_true(lapic_msr_read(c->lapics, 3, 0x802, &v) && v == 3);
 	assert_true(lapic_msr_read(c->lapics, 3, 0x80d, &v) && v == 8);
 	assert_int_equal(apic_get(c, 1, 0x20), 0xffffffff);

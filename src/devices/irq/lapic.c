@@ -508,6 +508,13 @@ static bool deadline_write(struct lapic *a, uint64_t v)
 	return true;
 }
 
+/* Which registers x2APIC mode has, as bits (SDM vol. 3 table 11-6); the others are #GP. There is no CMCI. */
+#define BITS(first, last) (~0ull >> (63 - (last)) & ~0ull << (first))
+#define X2_READS (BITS(0x02, 0x03) | BITS(0x08, 0x08) | BITS(0x0a, 0x0a) | BITS(0x0d, 0x0d) | BITS(0x0f, 0x28) | \
+		  BITS(0x30, 0x30) | BITS(0x32, 0x39) | BITS(0x3e, 0x3e))
+#define X2_WRITES (BITS(0x08, 0x08) | BITS(0x0b, 0x0b) | BITS(0x0f, 0x0f) | BITS(0x28, 0x28) | BITS(0x30, 0x30) | \
+		   BITS(0x32, 0x38) | BITS(0x3e, 0x3f))
+
 bool lapic_msr_read(struct lapic_bus *b, unsigned cpu, uint32_t msr, uint64_t *value)
 {
 	struct lapic *a = &b->apic[cpu];
@@ -516,7 +523,7 @@ bool lapic_msr_read(struct lapic_bus *b, unsigned cpu, uint32_t msr, uint64_t *v
 		*value = a->base;
 	else if (msr == MSR_TSC_DEADLINE)
 		*value = timer_mode(a) == TIMER_DEADLINE ? a->tsc_deadline : 0;
-	else if (r > 0x3f || !is_x2(a) || r == R_EOI || r == R_SELF_IPI || r == R_DFR || r == R_ICR_HIGH || r == R_APR)
+	else if (r > 0x3f || !is_x2(a) || !(X2_READS >> r & 1))
 		return false;
 	else {
 		pthread_mutex_lock(&a->lock);
@@ -534,7 +541,7 @@ bool lapic_msr_write(struct lapic_bus *b, unsigned cpu, uint32_t msr, uint64_t v
 		return base_write(a, value);
 	if (msr == MSR_TSC_DEADLINE)
 		return deadline_write(a, value);
-	if (r > 0x3f || !is_x2(a) || r == R_DFR || r == R_ICR_HIGH || r == R_ID || r == R_VERSION || r == R_LDR)
+	if (r > 0x3f || !is_x2(a) || !(X2_WRITES >> r & 1) || ((r == R_TPR || r == R_SELF_IPI) && value > 0xff))
 		return false;
 	if (r == R_SELF_IPI) {
 		accept_fixed(a, (uint8_t)value, false);
