@@ -198,7 +198,9 @@ static void test_x2apic(void)
 	__asm__ volatile("sti; nop; nop; cli");
 	CHECK(hits[0x61] == 2, "x2APIC ICR");
 	wrmsr(0x1b, rdmsr(0x1b) & ~0xc00ull);
+	CHECK(!cpu_has(1, 3, 9), "CPUID says that the APIC is off");
 	wrmsr(0x1b, rdmsr(0x1b) | 0x800);
+	CHECK(cpu_has(1, 3, 9), "CPUID says that the APIC is on");
 	mmio_write32(LAPIC + 0xf0, 0x1ff);
 }
 

@@ -15,9 +15,24 @@ bool msr_load(struct vcpu *v, uint32_t msr, uint64_t *value)
 	return msr_get(&v->s, v->en->model, msr, value);
 }
 
+/* true: the device has taken or refused it (*ok). What it can read and will not have written is #GP. */
+static bool device_store(struct vcpu *v, uint32_t msr, uint64_t value, bool *ok)
+{
+	uint64_t old;
+
+	*ok = v->w.msr_write && v->w.msr_write(v->w.opaque, msr, value);
+	if (!*ok)
+		return v->w.msr_read && v->w.msr_read(v->w.opaque, msr, &old);
+	if (msr == MSR_APIC_BASE)
+		v->s.apic_base = value;			/* CPUID shows whether the APIC is on */
+	interp_of(v)->check_events = true;		/* EOI lets the next interrupt through */
+	return true;
+}
+
 bool msr_store(struct vcpu *v, uint32_t msr, uint64_t value)
 {
 	uint64_t old_efer = v->s.efer, delta;
+	bool ok;
 
 	switch (msr) {
 	case MSR_TSC:	/* moves TSC_ADJUST along, SDM vol. 3 17.17.3 */
@@ -31,10 +46,8 @@ bool msr_store(struct vcpu *v, uint32_t msr, uint64_t value)
 		return true;
 	default: break;
 	}
-	if (v->w.msr_write && v->w.msr_write(v->w.opaque, msr, value)) {
-		interp_of(v)->check_events = true;	/* EOI lets the next interrupt through */
-		return true;
-	}
+	if (device_store(v, msr, value, &ok))
+		return ok;
 	if (!msr_set(&v->s, v->en->model, msr, value))
 		return false;
 	if ((old_efer ^ v->s.efer) & EFER_NXE)
