@@ -117,6 +117,9 @@ static void test_x2apic(void **state)
 	assert_true(lapic_msr_read(c->lapics, 1, 0x1b, &v));
 	assert_false(lapic_msr_read(c->lapics, 1, 0x802, &v));
 	assert_false(lapic_msr_write(c->lapics, 1, 0x1b, 0xfee00400));	/* x2APIC without the APIC */
+	assert_true(lapic_msr_write(c->lapics, 1, 0x1b, 0xfee00000));
+	assert_false(lapic_msr_write(c->lapics, 1, 0x1b, 0xfee00c00));	/* from disabled to x2APIC at once */
+	assert_true(lapic_msr_write(c->lapics, 1, 0x1b, 0xfee00800));
 	for (unsigned i = 0; i < 4; i++) {
 		assert_true(lapic_msr_write(c->lapics, i, 0x1b, 0xfee00c00));
 		assert_true(lapic_msr_write(c->lapics, i, 0x80f, 0x1ff));

@@ -485,6 +485,8 @@ static bool base_write(struct lapic *a, uint64_t v)
 		return false;
 	if ((v & BASE_X2) && !(v & BASE_ENABLE))
 		return false;
+	if (!(a->base & BASE_ENABLE) && (v & BASE_X2))
+		return false;			/* nor from disabled to x2APIC at once (SDM vol. 3, 11.12.5) */
 	if (is_x2(a) && (v & BASE_ENABLE) && !(v & BASE_X2))
 		return false;			/* x2APIC to xAPIC only through disabled */
 	pthread_mutex_lock(&a->lock);
