@@ -31,7 +31,8 @@
 #define TABLES 0x1000u
 #define TABLES_END 0x200000u
 #define SYSTEM 0x200000u		/* physical: */
-enum { IDT = SYSTEM, GDT = SYSTEM + 0x1000, TSS = SYSTEM + 0x2000, HANDLERS = SYSTEM + 0x3000, KSTACK = SYSTEM + 0x4000 };
+enum { IDT = SYSTEM, GDT = SYSTEM + 0x1000, TSS = SYSTEM + 0x2000, HANDLERS = SYSTEM + 0x3000,
+       KSTACK = SYSTEM + 0x4000 };
 #define SYSTEM_BYTES 0x6000u
 #define SYSTEM_VA 0x7ffffe000000ull	/* in user space's last megabytes, where no test looks */
 #define VA(x) (SYSTEM_VA + (x) - SYSTEM)
