@@ -430,6 +430,25 @@ static void test_msrs(void **state)
 	cpu_model_free(model);
 }
 
+/* What WRMSR takes for an address is the CPU's to say, not CR4.LA57's. */
+static void test_msr_width(void **state)
+{
+	struct cpu_model *narrow = model_new("x86-64-v2"), *host = model_new("host");
+	struct x86_state s;
+
+	if (!narrow || !host)
+		skip();
+	state_reset(&s, true);
+	assert_false(msr_set(&s, narrow, MSR_GS_BASE, 1ull << 52));
+	s.cr4 |= CR4_LA57;
+	assert_false(msr_set(&s, narrow, MSR_GS_BASE, 1ull << 52));
+	s.cr4 = 0;
+	assert_int_equal(msr_set(&s, host, MSR_GS_BASE, 1ull << 52), cpu_model_has(host, FEATURE_LA57));
+	assert_false(msr_set(&s, host, MSR_GS_BASE, 1ull << 57));
+	cpu_model_free(narrow);
+	cpu_model_free(host);
+}
+
 static void test_msr_order(void **state)
 {
 	static const uint32_t index[] = {
@@ -469,7 +488,8 @@ int main(void)
 		cmocka_unit_test(test_five_levels), cmocka_unit_test(test_pae), cmocka_unit_test(test_32bit),
 		cmocka_unit_test(test_tables_outside_ram),
 		cmocka_unit_test(test_random_tables), cmocka_unit_test(test_models),
-		cmocka_unit_test(test_xsave_size), cmocka_unit_test(test_msrs), cmocka_unit_test(test_msr_order), cmocka_unit_test(test_reset),
+		cmocka_unit_test(test_xsave_size), cmocka_unit_test(test_msrs),
+		cmocka_unit_test(test_msr_width), cmocka_unit_test(test_msr_order), cmocka_unit_test(test_reset),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
