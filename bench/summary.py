@@ -129,7 +129,7 @@ def as_markdown(rows):
 
 def conditions(data):
     return "%s, Linux %s, %s, Vixen %s, %s; medians of %s, runs: %d, vCPUs: %d" % (
-        data["cpu"], data["host_kernel"], data["qemu"] or "no QEMU", data["vixen"], data["date"],
+        data["cpu"], data["host_kernel"].split("-")[0], data["qemu"] or "no QEMU", data["vixen"], data["date"],
         "the host's CPU time" if data["cpu_time"] else "elapsed time", data["runs"], data["cpus"])
 
 
