@@ -52,8 +52,8 @@ bool cache_room(struct vcpu *v)
 {
 	struct trans_vcpu *t = trans_of(v);
 
-	return t->used + EMIT_SLACK <= CODE_COLD_START && t->cold_used + EMIT_SLACK <= t->mem.size_bytes &&
-	       t->block_count + 2 < TBLOCK_MAX && t->cell_count + 1 < PAGE_CELLS;
+	return t->used + EMIT_SLACK <= CODE_COLD_START(t->mem.size_bytes) && t->cold_used + EMIT_SLACK <= t->mem.size_bytes &&
+	       t->block_count + 2 < t->block_max && t->cell_count + 1 < PAGE_CELLS;
 }
 
 /* --- cells --- */
@@ -179,7 +179,7 @@ void cache_flush(struct vcpu *v)
 	memset(t->page_hash, 0, sizeof t->page_hash);
 	t->block_count = 0;
 	t->used = t->used_base;
-	t->cold_used = CODE_COLD_START;
+	t->cold_used = (uint32_t)CODE_COLD_START(t->mem.size_bytes);
 	t->generation++;
 	jump_cache_flush(v);
 	cells_reset(v);

@@ -54,6 +54,13 @@ static uint64_t secret_address(void)
 	return (secret | 1ull << 63) & ~(1ull << 62);
 }
 
+static uint32_t code_bytes(const struct vcpu *v)
+{
+	uint32_t bytes = CODE_BYTES_ALL / v->en->vcpu_total;
+
+	return bytes > CODE_BYTES_MAX ? CODE_BYTES_MAX : bytes < CODE_BYTES_MIN ? CODE_BYTES_MIN : bytes;
+}
+
 int translator_vcpu_init(struct vcpu *v, struct error *e)
 {
 	struct trans_vcpu *t = calloc(1, sizeof *t);
@@ -63,10 +70,11 @@ int translator_vcpu_init(struct vcpu *v, struct error *e)
 	if (!t)
 		goto fail;
 	t->build = calloc(1, sizeof *t->build);
-	t->blocks = calloc(TBLOCK_MAX, sizeof *t->blocks);
+	t->block_max = code_bytes(v) / TBLOCK_BYTES;
+	t->blocks = calloc(t->block_max, sizeof *t->blocks);
 	if (!t->build || !t->blocks)
 		goto fail_parts;
-	r = execmem_init(&t->mem, CODE_CACHE_BYTES, e);
+	r = execmem_init(&t->mem, code_bytes(v), e);
 	if (r < 0)
 		goto fail_parts;
 	pthread_mutex_init(&t->inbox_lock, NULL);
@@ -76,7 +84,7 @@ int translator_vcpu_init(struct vcpu *v, struct error *e)
 	system_emit_visits(v, &em);
 	mem_emit_refills(v, &em);
 	t->used = t->used_base = (uint32_t)(em.p - t->mem.rw + 63) & ~63u;
-	t->cold_used = CODE_COLD_START;
+	t->cold_used = (uint32_t)CODE_COLD_START(t->mem.size_bytes);
 	r = return_stacks_init(v);
 	if (r < 0)
 		goto fail_code;

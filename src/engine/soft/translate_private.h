@@ -30,10 +30,14 @@
 
 #define BLOCK_INSNS 48
 #define EMIT_SLACK (64 * 1024)		/* upper bound of one block's host code */
-#define CODE_CACHE_BYTES (48u << 20)
-#define CODE_COLD_START (30u << 20)	/* the stubs' part of it */
-#define TBLOCK_MAX (1u << 17)
-#define TBLOCK_HASH_BITS 16
+/* A VM's vCPUs share out CODE_BYTES_ALL, within these limits: a large compiler's code takes some 190 MiB. Memory is only
+ * touched as it is used. */
+#define CODE_BYTES_ALL (512u << 20)
+#define CODE_BYTES_MAX (256u << 20)
+#define CODE_BYTES_MIN (48u << 20)
+#define CODE_COLD_START(bytes) ((bytes) / 8 * 5)	/* where the stubs' part of it begins */
+#define TBLOCK_BYTES 384u	/* of code, for which there is one struct tblock */
+#define TBLOCK_HASH_BITS 18
 #define TPAGE_HASH_BITS 13
 #define JUMP_CACHE_ENTRIES 65536u	/* indexed by the low 16 bits of RIP */
 #define INBOX_PAGES 64
@@ -113,7 +117,8 @@ struct trans_vcpu {
 	struct execmem mem;
 	uint32_t used, used_base;	/* bytes of code; what the trampolines take */
 	uint32_t cold_used;		/* where the next block's stubs go */
-	struct tblock *blocks;		/* [TBLOCK_MAX], 0 unused */
+	struct tblock *blocks;		/* [block_max], 0 unused */
+	uint32_t block_max;
 	uint32_t block_count;
 	uint32_t hash[1u << TBLOCK_HASH_BITS], page_hash[1u << TPAGE_HASH_BITS];
 	uint32_t fetch_epoch, epoch_all, epoch_local;	/* interpreter's, when the jump cache was last right */
