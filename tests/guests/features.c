@@ -10,7 +10,7 @@
 #define CR4_OSFXSR 0x200ull
 #define CR4_OSXSAVE 0x40000ull
 
-enum { UD = 6, NM = 7 };
+enum { UD = 6, NM = 7, GP = 13 };
 enum kind { GPR, X87, WAIT, MMX, SSE, AVX };
 
 static uint64_t buf[8] __attribute__((aligned(64)));
@@ -121,6 +121,36 @@ static void old_scans(void)
 	check(b == (cpu_has(0x80000001, 2, 5) ? 23u : 8u), "lzcnt of 256", "%u", b);
 }
 
+/* What a base may be goes by the width of the CPU's addresses, not by CR4.LA57, which is clear here. */
+static void lidt_wide(void *p)
+{
+	struct __attribute__((packed)) { uint16_t limit; uint64_t base; } wide = { 4095, *(uint64_t *)p }, old;
+
+	__asm__ volatile("sidt %0; lidt %1; lidt %0" : "=m"(old) : "m"(wide));
+}
+
+static void wrmsr_wide(void *p)
+{
+	uint64_t base = *(uint64_t *)p;
+
+	__asm__ volatile("wrmsr" : : "c"(0xc0000102), "a"((uint32_t)base), "d"((uint32_t)(base >> 32)));	/* KERNEL_GS_BASE */
+}
+
+static void wide_bases(void)
+{
+	uint32_t a = 0x80000008, b, c = 0, d;
+
+	__asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+	for (unsigned bit = 46; bit < 64; bit++) {
+		uint64_t base = 1ull << bit, zero = 0;
+		int64_t expected = bit < (a >> 8 & 0xff) - 1 ? -1 : GP;
+		int64_t table = try(lidt_wide, &base), msr = try(wrmsr_wide, &base);
+		check(table == expected && msr == expected, "width of bases", "bit %u: lidt %ld, wrmsr %ld, expected %ld", bit, table,
+		      msr, expected);
+		try(wrmsr_wide, &zero);
+	}
+}
+
 int main(void)
 {
 	trap_init();
@@ -146,5 +176,6 @@ int main(void)
 		round_of("XCR0 with x87 alone", cr0, cr4, (int[]){ -1, -1, -1, -1, -1, UD });
 	}
 	old_scans();
+	wide_bases();
 	return 0;
 }

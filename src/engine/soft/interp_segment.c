@@ -68,7 +68,7 @@ static void table_load(struct vcpu *v, const struct insn *in, struct x86_table *
 
 	if (v->insn_mode != INSN_64 && in->opsize == 2)
 		base &= 0xffffff;
-	if (v->insn_mode == INSN_64 && !va_canonical(v, base))
+	if (v->insn_mode == INSN_64 && !base_canonical(v, base))
 		vcpu_raise_error(v, EXC_GP, 0);
 	t->base = base;
 	t->limit = (uint16_t)limit;
@@ -118,7 +118,7 @@ static uint64_t system_base(struct vcpu *v, uint16_t sel, const struct descripto
 		return desc_base(d);
 	if (!desc_read_upper(v, sel, gva, &upper) || (upper >> 40 & 0x1f))
 		vcpu_raise_error(v, EXC_GP, SEL_ERR(sel));
-	if (!va_canonical(v, desc_base(d) | upper << 32))
+	if (!base_canonical(v, desc_base(d) | upper << 32))
 		vcpu_raise_error(v, EXC_GP, SEL_ERR(sel));
 	return desc_base(d) | upper << 32;
 }

@@ -202,6 +202,13 @@ static uint64_t next_page(const struct vcpu *v, uint64_t va)
 	return state_long(&v->s) ? next : (uint32_t)next;
 }
 
+/* Bases of tables may have more bits than addresses now have: base_canonical(). */
+static void lin_check(struct vcpu *v, uint64_t va)
+{
+	if (unlikely(!va_canonical(v, va)))
+		vcpu_raise_error(v, EXC_GP, 0);
+}
+
 uint64_t lin_load(struct vcpu *v, enum tlb_mode mode, uint64_t va, unsigned size)
 {
 	const struct tlb_entry *t = &v->tlb[mode][tlb_index(va)];
@@ -211,6 +218,7 @@ uint64_t lin_load(struct vcpu *v, enum tlb_mode mode, uint64_t va, unsigned size
 
 	if (va - t->tag_read <= GUEST_PAGE_SIZE - size)
 		return hva_load((const void *)(va + t->addend), size);
+	lin_check(v, va);
 	page_translate(v, mode, va, false, &a);
 	if (n == size) {
 		lo = page_load(v, &a, size);
@@ -234,6 +242,7 @@ void lin_store(struct vcpu *v, enum tlb_mode mode, uint64_t va, unsigned size, u
 		hva_store((void *)(va + t->addend), size, value);
 		return;
 	}
+	lin_check(v, va);
 	page_translate(v, mode, va, true, &a);
 	if (n == size) {
 		page_store(v, &a, size, value);
