@@ -38,12 +38,14 @@ _vixen_image()
 	--name | --kernel-package | --size | --include | --mirror) return ;;
 	esac
 	if [ "$COMP_CWORD" = 2 ]; then
-		COMPREPLY=($(compgen -W 'build list info --help' -- "$cur"))
+		COMPREPLY=($(compgen -W 'build create list info --help' -- "$cur"))
 		return
 	fi
 	case ${COMP_WORDS[2]} in
 	build) COMPREPLY=($(compgen -W 'debian-12 --name --arch --kernel-package --size --include --mirror --force
 		--help' -- "$cur")) ;;
+	create) COMPREPLY=($(compgen -W '--format --backing --backing-format --cluster-size --compression --extended-l2
+		--lazy-refcounts --refcount-bits --data-file --force --help' -- "$cur") $(compgen -f -- "$cur")) ;;
 	list) COMPREPLY=($(compgen -W '--format --help' -- "$cur")) ;;
 	info) COMPREPLY=($(compgen -W "$(_vixen_images) --help" -- "$cur")) ;;
 	esac

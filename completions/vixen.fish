@@ -25,7 +25,7 @@ complete -c vixen -n $run -f -l perf-map -d 'Name translated code for perf'
 complete -c vixen -n $run -f -l interpret -d 'Interpret only'
 
 set -l image '__fish_seen_subcommand_from image'
-complete -c vixen -n "$image; and not __fish_seen_subcommand_from build list info" -f -a 'build list info'
+complete -c vixen -n "$image; and not __fish_seen_subcommand_from build create list info" -f -a 'build create list info'
 set -l build "$image; and __fish_seen_subcommand_from build"
 complete -c vixen -n $build -f -a debian-12
 complete -c vixen -n $build -x -l name -d 'What the image is called'
@@ -39,3 +39,14 @@ complete -c vixen -n '__fish_seen_subcommand_from list status doctor' -x -l form
 complete -c vixen -n '__fish_seen_subcommand_from status stop pause resume' -f -a "(vixen list 2>/dev/null | tail -n +2 | string replace -r ' .*' '')"
 complete -c vixen -n '__fish_seen_subcommand_from stop' -f -l now -d 'Do not ask the guest'
 complete -c vixen -n '__fish_seen_subcommand_from stop' -x -l timeout -d 'How long it may take'
+set -l create "$image; and __fish_seen_subcommand_from create"
+complete -c vixen -n $create -x -l format -a 'raw qcow2' -d 'Of the new disk'
+complete -c vixen -n $create -r -l backing -d 'What it starts as'
+complete -c vixen -n $create -x -l backing-format -a 'raw qcow2' -d 'Of that file'
+complete -c vixen -n $create -x -l cluster-size -d 'Unit of allocation'
+complete -c vixen -n $create -x -l compression -a 'zlib zstd' -d 'Of compressed clusters'
+complete -c vixen -n $create -l extended-l2 -d 'Allocate 32nds of clusters'
+complete -c vixen -n $create -l lazy-refcounts -d 'Count references at the end'
+complete -c vixen -n $create -x -l refcount-bits -a '1 2 4 8 16 32 64' -d 'Width of counts'
+complete -c vixen -n $create -r -l data-file -d 'Put the data there'
+complete -c vixen -n $create -l force -d 'Replace the file'

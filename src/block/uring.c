@@ -113,9 +113,12 @@ static void uring_event(void *opaque, uint32_t events)
 static void uring_wait(void *impl)
 {
 	struct uring *u = impl;
-	struct io_uring_cqe *cqe;
+	int ret;
 
-	if (aio_in_flight(u->aio) && io_uring_wait_cqe(&u->ring, &cqe) == 0)
+	if (!aio_in_flight(u->aio))
+		return;
+	ret = io_uring_submit_and_wait(&u->ring, 1);	/* submits, too, what the kernel had no room for before */
+	if (ret >= 0 || ret == -EBUSY)
 		uring_flush(u);
 }
 

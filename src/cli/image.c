@@ -1,4 +1,4 @@
-/* vixen image: build, list, info. */
+/* vixen image: build, list, info; create is in a file of its own. */
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "cli/catalog.h"
+#include "cli/image_create.h"
 #include "cli/options.h"
 #include "cli/verb.h"
 
@@ -298,16 +299,19 @@ static int image_info(int argc, char **argv)
 }
 
 static const struct command image_command = {
-	.verb = "image", .usage = "image build|list|info ...",
-	.about = "Guest images.\n\n  build debian-12   make one from Debian packages\n  list              what there is\n"
+	.verb = "image", .usage = "image build|create|list|info ...",
+	.about = "Guest images.\n\n  build debian-12   make one from Debian packages\n  create FILE       an empty disk, or a linked clone\n"
+		 "  list              what there is\n"
 		 "  info IMAGE        describe one",
 };
 
 int verb_image(int argc, char **argv)
 {
-	static const char *const names[] = { "build", "list", "info", NULL };
+	static const char *const names[] = { "build", "create", "list", "info", NULL };
 	if (argc >= 2 && !strcmp(argv[1], "build"))
 		return image_build(argc - 1, argv + 1);
+	if (argc >= 2 && !strcmp(argv[1], "create"))
+		return image_create(argc - 1, argv + 1);
 	if (argc >= 2 && !strcmp(argv[1], "list"))
 		return image_list(argc - 1, argv + 1);
 	if (argc >= 2 && !strcmp(argv[1], "info"))
@@ -320,6 +324,6 @@ int verb_image(int argc, char **argv)
 	int ret = options_parse(&image_command, NULL, argc, argv);
 	if (ret >= 0)
 		return ret;
-	usage_error("image", "say what: build, list or info");
+	usage_error("image", "say what: build, create, list or info");
 	return EXIT_USAGE;
 }

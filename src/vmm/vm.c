@@ -238,8 +238,12 @@ void vm_free(struct vm *vm)
 		return;
 	control_free(vm->control);
 	board_free(vm->board);
-	for (unsigned i = 0; i < VM_DISKS_MAX; i++)
-		block_close(vm->disk[i]);
+	for (unsigned i = 0; i < VM_DISKS_MAX; i++) {
+		int ret = block_close(vm->disk[i]);
+		if (ret)
+			fprintf(stderr, "vixen: close disk '%s' failed: %s; check the file system that holds the image\n",
+				vm->config->disk[i].path, strerror(-ret));
+	}
 	console_free(vm->console);
 	gdb_server_free(vm->gdb);
 	text_sink_close(vm->trace);

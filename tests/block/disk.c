@@ -1,10 +1,12 @@
 #include "disk.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "host/loop.h"
 
@@ -151,6 +153,13 @@ int shell(const char *fmt, ...)
 		ret = system("tail -n 30 shell.out >&2") ? ret : ret;
 	}
 	return ret;
+}
+
+void go_to_folder(char path[64])
+{
+	strcpy(path, access("/dev/shm", W_OK) ? "/tmp/vixen-disk-XXXXXX" : "/dev/shm/vixen-disk-XXXXXX");
+	if (!mkdtemp(path) || chdir(path))
+		die("%s: %s", path, strerror(errno));
 }
 
 bool have_qemu(void)

@@ -30,6 +30,8 @@ void disk_open(struct disk *d, const char *path, const struct block_options *o);
 void disk_close(struct disk *d);
 void disk_create(struct disk *d, const char *path, const char *format, const struct block_create *c);
 
+/* Makes an empty folder and goes there: in memory if the host has such a place, since the tests sync a lot. */
+void go_to_folder(char path[64]);
 bool have_qemu(void);
 /* Runs a command of the shell; its exit status.  Output goes to the file `out` of the folder, shown when it fails. */
 int shell(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -542,10 +542,9 @@ int main(int argc, char **argv)
 {
 	unsigned seed = argc > 1 ? (unsigned)strtoul(argv[1], NULL, 10) : 1;
 	unsigned operations = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 48;
-	char dir[] = "/tmp/vixen-crash-XXXXXX";
+	char dir[64];
 
-	if (!mkdtemp(dir) || chdir(dir))
-		die("%s: %s", dir, strerror(errno));
+	go_to_folder(dir);
 	for (unsigned i = 0; i < sizeof(mixes) / sizeof(mixes[0]); i++)
 		if (argc < 4 || !strcmp(argv[3], mixes[i].name))
 			run_mix(&mixes[i], seed, operations);

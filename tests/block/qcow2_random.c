@@ -427,14 +427,13 @@ int main(int argc, char **argv)
 {
 	unsigned long seed = argc > 1 ? strtoul(argv[1], NULL, 10) : 1;
 	unsigned operations = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 400;
-	char dir[] = "/tmp/vixen-qcow2-XXXXXX";
+	char dir[64];
 
 	if (!have_qemu()) {
 		puts("qemu-img is not installed");
 		return 77;
 	}
-	if (!mkdtemp(dir) || chdir(dir))
-		die("%s: %s", dir, strerror(errno));
+	go_to_folder(dir);
 	for (unsigned i = 0; i < sizeof(mixes) / sizeof(mixes[0]); i++)
 		if (argc < 4 || !strcmp(argv[3], mixes[i].name))
 			run_mix(&mixes[i], seed, operations);

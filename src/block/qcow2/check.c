@@ -271,6 +271,15 @@ static int count_refcounts(struct counts *k)
 
 /* --- comparing --- */
 
+/* Nothing was counted in a stretch of the file, as far as whole pages say. */
+static bool nothing_in(const struct counts *k, uint64_t first, uint64_t n)
+{
+	for (uint64_t p = first >> PAGE_BITS; p <= (first + n - 1) >> PAGE_BITS && p <= k->clusters >> PAGE_BITS; p++)
+		if (k->page[p])
+			return false;
+	return true;
+}
+
 static int block_compare(struct counts *k, uint64_t first, const uint8_t *b)
 {
 	struct qcow2 *q = k->q;
@@ -308,7 +317,7 @@ static int compare(struct counts *k)
 
 		if (there)
 			ret = node_co_read(q->file, at, b, q->cluster_bytes);
-		if (!ret && (there || i << q->rb_bits < k->clusters))
+		if (!ret && (there || !nothing_in(k, i << q->rb_bits, 1ull << q->rb_bits)))
 			ret = block_compare(k, i << q->rb_bits, there ? b : NULL);
 	}
 	free(b);

@@ -76,7 +76,7 @@ static int unknown_feature(const struct header *h, struct error *e, const struct
 
 static int fields_good(const struct header *h, const struct node *file, struct error *e)
 {
-	uint64_t cluster = 1ull << h->cluster_bits;
+	uint64_t cluster = 1ull << (h->cluster_bits & 63);	/* judged below */
 
 	if (h->incompatible & ~(uint64_t)INCOMPAT_KNOWN)
 		return unknown_feature(h, e, file);

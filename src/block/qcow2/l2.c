@@ -78,8 +78,8 @@ int l2_get(struct qcow2 *q, uint64_t guest, struct table **out)
 	*out = NULL;
 	if (!at)
 		return 0;
-	if (in_cluster(q, q->l1[l1_index(q, guest)] & ENTRY_OFFSET))
-		return qcow2_corrupt(q, "an L2 table does not begin at a cluster", at);
+	if (in_cluster(q, q->l1[l1_index(q, guest)] & ENTRY_OFFSET) || !inside_file(q, at, q->slice_bytes))
+		return qcow2_corrupt(q, "an L2 table is not where one can be", at);
 	return table_get(q, TABLE_L2, at, out);
 }
 

@@ -88,6 +88,9 @@ static int load_tables(struct qcow2 *q, struct error *e)
 
 	if (ret)
 		return error_errno(e, -ret, NULL, "open disk '%s'", q->n->path);
+	if (!inside_file(q, q->h.l1_offset, q->h.l1_size * 8ull) ||
+	    !inside_file(q, q->h.rt_offset, (uint64_t)q->h.rt_clusters << q->cluster_bits))
+		return bad(q, e, "its tables lie past the end of the file");
 	if (l1_entries_for(q, q->h.size_bytes) > q->h.l1_size)
 		return bad(q, e, "its L1 table is too small for the disk");
 	ret = l1_load(q, e);

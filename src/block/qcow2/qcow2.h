@@ -321,6 +321,11 @@ static inline uint64_t clusters_for(const struct qcow2 *q, uint64_t bytes)
 {
 	return (bytes + q->cluster_bytes - 1) >> q->cluster_bits;
 }
+/* Metadata, and clusters that are written in place, lie inside the file; its last cluster may be cut short. */
+static inline bool inside_file(const struct qcow2 *q, uint64_t offset, uint64_t len)
+{
+	return range_inside(offset, len, clusters_for(q, q->file->size_bytes) << q->cluster_bits);
+}
 static inline uint64_t l1_entries_for(const struct qcow2 *q, uint64_t size_bytes)
 {
 	unsigned shift = q->cluster_bits + q->l2_bits;

@@ -85,7 +85,7 @@ static int slice_get(struct qcow2 *q, uint64_t cluster, struct table **out, uint
 	block = i < q->rt_entries ? q->rt[i] : 0;
 	if (!block)
 		return 0;
-	if (in_cluster(q, block) || block >= HOST_MAX)
+	if (in_cluster(q, block) || !inside_file(q, block, q->cluster_bytes))
 		return qcow2_corrupt(q, "a refcount block is not where one can be", block);
 	return table_get(q, TABLE_REFS, block + (byte & ~(uint64_t)(q->slice_bytes - 1)), out);
 }
@@ -283,10 +283,13 @@ static int change(struct qcow2 *q, uint64_t first, uint64_t n, bool up)
 	return ret;
 }
 
+/* What an entry names is there, or the entry is nonsense, and counting it would make the file huge. */
 int clusters_ref(struct qcow2 *q, uint64_t first, uint64_t n)
 {
 	int ret;
 
+	if (!inside_file(q, first << q->cluster_bits, n << q->cluster_bits))
+		return qcow2_corrupt(q, "a cluster lies past the end of the file", first << q->cluster_bits);
 	co_lock(q->co, &q->alloc_lock);
 	ret = change(q, first, n, true);
 	co_unlock(q->co, &q->alloc_lock);

@@ -49,8 +49,10 @@ static char *text(const uint8_t *p, size_t len)
 
 static bool good_l1(const struct qcow2 *q, const struct snapshot *s)
 {
-	return !in_cluster(q, s->l1_offset) && s->l1_offset < HOST_MAX && s->l1_size <= L1_BYTES_MAX / 8 &&
-	       (s->l1_offset || !s->l1_size);
+	uint64_t file = (q->file->size_bytes + q->cluster_bytes - 1) & ~(uint64_t)(q->cluster_bytes - 1);
+
+	return !in_cluster(q, s->l1_offset) && s->l1_size <= L1_BYTES_MAX / 8 && (s->l1_offset || !s->l1_size) &&
+	       range_inside(s->l1_offset, s->l1_size * 8ull, file);
 }
 
 /* One entry at p of at most len bytes; returns its length, padded, or -errno. */

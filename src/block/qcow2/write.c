@@ -39,7 +39,7 @@ bool host_writable(struct qcow2 *q, uint64_t host, uint64_t len)
 {
 	if (q->external)
 		return true;
-	if (host >= HOST_MAX || host < q->cluster_bytes)
+	if (host >= HOST_MAX - len || host < q->cluster_bytes)
 		return false;
 	for (uint64_t c = cluster_of(q, host); c <= cluster_of(q, host + len - 1); c++)
 		if (set_has(&q->meta, c))
@@ -267,11 +267,20 @@ static int stretch_do(struct write *w, struct alloc *a)
 	return ret;
 }
 
+/* A place past the end that nobody allocated would make the file as large as the entry says. */
+static bool place_good(const struct qcow2 *q, uint64_t host, uint64_t len)
+{
+	return q->external || inside_file(q, host, len);
+}
+
 static int write_in_place(struct write *w, const struct run *r)
 {
-	struct iovec *iov = malloc(sizeof(*iov) * (size_t)w->iovcnt);
+	struct iovec *iov;
 	int ret;
 
+	if (!place_good(w->q, r->host, r->len))
+		return qcow2_corrupt(w->q, "a data cluster lies past the end of the file", r->host);
+	iov = malloc(sizeof(*iov) * (size_t)w->iovcnt);
 	if (!iov)
 		return -ENOMEM;
 	ret = data_co_writev(w->q, w->at, r->host, iov,
@@ -298,6 +307,8 @@ static int write_some(struct write *w)
 	}
 	if (!ret)
 		ret = stretch(q, &a);
+	if (!ret && a.in_place && !place_good(q, a.host, q->cluster_bytes))
+		ret = qcow2_corrupt(q, "a data cluster lies past the end of the file", a.host);
 	if (!ret && range_try_lock(q, &a.range)) {
 		ret = stretch_do(w, &a);
 		range_unlock(q, &a.range);
@@ -377,7 +388,7 @@ static void write_fast(struct write *w)
 		struct run r;
 
 		if (!t || run_at(q, t, w->at, w->end - w->at, &r) || r.type != RUN_DATA || !r.copied ||
-		    !host_writable(q, r.host, r.len) || !piece_write(w, &r))
+		    !place_good(q, r.host, r.len) || !host_writable(q, r.host, r.len) || !piece_write(w, &r))
 			return;
 		w->at += r.len;
 	}

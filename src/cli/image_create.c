@@ -1,0 +1,142 @@
+/* vixen image create: an empty disk, or a linked clone of one. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "block/block.h"
+#include "cli/image_create.h"
+#include "cli/options.h"
+#include "cli/verb.h"
+#include "host/loop.h"
+
+struct create {
+	const char *path, *size, *format;
+	struct block_create c;
+};
+
+static bool word_of(const char *option, const char *v, const char *const *names)
+{
+	for (unsigned i = 0; names[i]; i++)
+		if (!strcmp(names[i], v))
+			return true;
+	return usage_error("image create", "--%s '%s' is not %s or %s", option, v, names[0], names[1]);
+}
+
+static bool set_format(void *o, const char *v)
+{
+	static const char *const names[] = { "raw", "qcow2", NULL };
+	((struct create *)o)->format = v;
+	return word_of("format", v, names);
+}
+
+static bool set_backing_format(void *o, const char *v)
+{
+	static const char *const names[] = { "raw", "qcow2", NULL };
+	((struct create *)o)->c.backing_format = v;
+	return word_of("backing-format", v, names);
+}
+
+static bool set_compression(void *o, const char *v)
+{
+	static const char *const names[] = { "zlib", "zstd", NULL };
+	((struct create *)o)->c.zstd = !strcmp(v, "zstd");
+	return word_of("compression", v, names);
+}
+
+static bool set_cluster(void *o, const char *v)
+{
+	uint64_t bytes;
+	if (!size_parse(v, &bytes) || bytes < 512 || bytes > 2 << 20 || bytes & (bytes - 1))
+		return usage_error("image create", "--cluster-size '%s' is not a power of two from 512 to 2M", v);
+	((struct create *)o)->c.cluster_bytes = (uint32_t)bytes;
+	return true;
+}
+
+static bool set_refcount(void *o, const char *v)
+{
+	uint64_t bits;
+	if (!number_parse(v, 64, &bits) || !bits || bits & (bits - 1))
+		return usage_error("image create", "--refcount-bits '%s' is not 1, 2, 4, 8, 16, 32 or 64", v);
+	((struct create *)o)->c.refcount_bits = (unsigned)bits;
+	return true;
+}
+
+static bool set_backing(void *o, const char *v) { ((struct create *)o)->c.backing_path = v; return true; }
+static bool set_data_file(void *o, const char *v) { ((struct create *)o)->c.data_path = v; return true; }
+static bool set_extended(void *o, const char *v) { (void)v; return ((struct create *)o)->c.extended_l2 = true; }
+static bool set_lazy(void *o, const char *v) { (void)v; return ((struct create *)o)->c.lazy_refcounts = true; }
+static bool set_force(void *o, const char *v) { (void)v; return ((struct create *)o)->c.overwrite = true; }
+
+static bool set_argument(void *o, const char *v)
+{
+	struct create *c = o;
+	if (!c->path)
+		c->path = v;
+	else if (!c->size && size_parse(v, &c->c.size_bytes))
+		c->size = v;
+	else
+		return usage_error("image create", c->size ? "'%s' is one argument too many"
+				   : "'%s' is not a size such as 512M or 40G", v);
+	return true;
+}
+
+static const struct option_row create_options[] = {
+	{ "format", "raw|qcow2", "default: qcow2 if FILE ends in .qcow2 or has a backing file, else raw", set_format },
+	{ "backing", "FILE", "what the new disk starts as; it must not change afterwards", set_backing },
+	{ "backing-format", "raw|qcow2", "default: qcow2 if it ends in .qcow2, else raw", set_backing_format },
+	{ "cluster-size", "SIZE", "qcow2: unit of allocation, 512 to 2M (default 64K)", set_cluster },
+	{ "compression", "zlib|zstd", "qcow2: of clusters that are written compressed (default zlib)", set_compression },
+	{ "extended-l2", NULL, "qcow2: allocate 32nds of clusters", set_extended },
+	{ "lazy-refcounts", NULL, "qcow2: count references when the disk is closed", set_lazy },
+	{ "refcount-bits", "N", "qcow2: 1, 2, 4, ... 64 (default 16)", set_refcount },
+	{ "data-file", "FILE", "qcow2: put the data there", set_data_file },
+	{ "force", NULL, "replace FILE if it is there", set_force },
+	{ 0 },
+};
+
+static const struct command create_command = {
+	.verb = "image create",
+	.usage = "image create FILE SIZE [OPTIONS]\n       vixen image create FILE --backing FILE [OPTIONS]",
+	.about = "Makes a disk: an empty one, or a linked clone, which shares all data of its backing file until it is\n"
+		 "written. A backing file's name is kept as given, relative to where the new file lies.",
+	.options = create_options,
+	.argument = set_argument,
+};
+
+static bool named_qcow2(const char *path)
+{
+	size_t n = strlen(path);
+	return n > 6 && !strcmp(path + n - 6, ".qcow2");
+}
+
+static int create_run(struct create *c)
+{
+	struct error e = { 0 };
+	struct loop *l = loop_new();
+	int ret = l ? 0 : error_errno(&e, ENFILE, "raise the limit on open files", "make an event loop");
+	if (!c->format)
+		c->format = c->c.backing_path || named_qcow2(c->path) ? "qcow2" : "raw";
+	if (!ret)
+		ret = block_create(l, c->path, c->format, &c->c, &e);
+	if (ret)
+		error_print(&e);
+	loop_free(l);
+	return ret ? EXIT_FAILED : EXIT_OK;
+}
+
+int image_create(int argc, char **argv)
+{
+	struct create c = { 0 };
+	int ret = options_parse(&create_command, &c, argc, argv);
+	if (ret >= 0)
+		return ret;
+	if (!c.path)
+		usage_error("image create", "no FILE given");
+	else if (!c.size && !c.c.backing_path)
+		usage_error("image create", "no SIZE given");
+	else if (c.size && (!c.c.size_bytes || c.c.size_bytes % 512))
+		usage_error("image create", "the size '%s' is not a multiple of 512", c.size);
+	else
+		return create_run(&c);
+	return EXIT_USAGE;
+}
