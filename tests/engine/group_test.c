@@ -348,9 +348,42 @@ static void test_groups(void **state)
 	machine_fini(&b);
 }
 
+/* Runs of PUSH or POP whose slots are the last ones of one group and the first ones of another, which has accesses behind
+ * the run: its check stands inside of it. */
+static void test_group_begins_in_run(void **state)
+{
+	static struct program p;
+	struct machine a, b;
+	struct x86_state sa, sb;
+
+	machine_init(&a, true);
+	machine_init(&b, false);
+	for (unsigned i = 0; i < 64; i++) {
+		bool push = i & 1;
+		int32_t far = (push ? 512 : -512) + 8 * (int32_t)(i / 2 % 16) - 64;
+		memset(p.b, 0x90, sizeof p.b);
+		p.n = 0;
+		mov_imm(&p, REG_RSP, VA + (i & 32 ? 4096 : 0) + 0x800);
+		put(&p, 0xeb), put(&p, 0);			/* a block of its own */
+		put(&p, 0x48), put(&p, 0x8b), put(&p, 0x8c), put(&p, 0x24), put32(&p, (uint32_t)far);	/* mov rcx, [rsp + far] */
+		for (unsigned k = 0; k < 8; k++)
+			put(&p, push ? 0x51 : 0x58);		/* push rcx; pop rax */
+		put(&p, 0x48), put(&p, 0x8b), put(&p, 0x54), put(&p, 0x24), put(&p, 8);		/* mov rdx, [rsp + 8] */
+		put(&p, 0x48), put(&p, 0x89), put(&p, 0x44), put(&p, 0x24), put(&p, 0xf8);	/* mov [rsp - 8], rax */
+		put(&p, 0x31), put(&p, 0xf6);			/* xor esi, esi */
+		put(&p, 0xf4);
+		run(&a, &p, &sa);
+		run(&b, &p, &sb);
+		assert_int_equal(sa.activity, ACTIVITY_HALTED);
+		compare(i, &a, &b, &sa, &sb);
+	}
+	machine_fini(&a);
+	machine_fini(&b);
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(test_groups) };
+	const struct CMUnitTest tests[] = { cmocka_unit_test(test_groups), cmocka_unit_test(test_group_begins_in_run) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

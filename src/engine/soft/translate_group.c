@@ -266,6 +266,14 @@ void groups_plan(struct block_build *b)
 			b->groups[i].count = 0;
 }
 
+bool groups_check_at(const struct block_build *b, unsigned i)
+{
+	for (unsigned k = 0; k < b->group_count; k++)
+		if (b->groups[k].count && b->groups[k].head == i)
+			return true;
+	return false;
+}
+
 void groups_check(struct block_build *b, unsigned i)
 {
 	b->addend_group = 0;

@@ -161,10 +161,11 @@ static void host_address(struct block_build *b, bool write)
 void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned index, int32_t disp, unsigned size, bool write)
 {
 	struct emitter *e = &b->e;
-	const struct group *g = &b->groups[index];
+	struct group *g = &b->groups[index];
 	bool live = bi->live_in & FLAGS_ARITH;
 	uint8_t *retry = e->p, *again;
 
+	g->checked = true;
 	if (live)
 		flags_park(e, H_T1);
 	again = e->p;
@@ -182,6 +183,7 @@ void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned inde
 /* An access of a checked group: the base has not changed since, but by numbers that the check knew. */
 static struct host_mem group_operand(struct block_build *b, unsigned group, unsigned base, int32_t disp)
 {
+	ASSERT(b->groups[group - 1].checked);
 	if (b->addend_group != group)
 		emit_load(&b->e, H_T1, hm_gs(OFF_HOT(group) + 8 * (group - 1)));
 	b->addend_group = 0;

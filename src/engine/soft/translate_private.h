@@ -214,7 +214,7 @@ struct value { uint32_t id; int32_t delta; };
 struct group {
 	uint32_t id;
 	int32_t lo, hi;
-	bool write;
+	bool write, checked;		/* checked: the check was emitted */
 	uint8_t base;			/* the register of its first access */
 	uint8_t first, head;		/* instructions: the first access, and before which one the check stands */
 	unsigned count;
@@ -319,14 +319,16 @@ enum insn_result system_translate(struct block_build *b, struct block_insn *bi);
 bool system_goes_on(const struct insn *in);
 
 /* --- translate_stack.c --- */
-/* How many instructions from `first` on are PUSHes, or POPs, of registers. */
+/* How many instructions from `first` on are PUSHes, or POPs, of registers, without a group's check between them. */
 unsigned stack_run_length(const struct block_build *b, unsigned first);
 void stack_run_translate(struct block_build *b, unsigned first, unsigned n);
 
 /* --- translate_group.c --- */
 /* After liveness(): fills groups, and group_* of the instructions. */
 void groups_plan(struct block_build *b);
-/* The checks that stand before instruction i. */
+/* Do checks stand before instruction i? */
+bool groups_check_at(const struct block_build *b, unsigned i);
+/* Emits them. */
 void groups_check(struct block_build *b, unsigned i);
 
 /* --- translate_string.c --- */

@@ -21,7 +21,8 @@ unsigned stack_run_length(const struct block_build *b, unsigned first)
 
 	if (op != X86_PUSH && op != X86_POP)
 		return 0;
-	while (n < RUN_MAX && first + n < b->count && in_run(b, &b->insns[first + n], op))
+	while (n < RUN_MAX && first + n < b->count && in_run(b, &b->insns[first + n], op) &&
+	       (!n || !groups_check_at(b, first + n)))
 		n++;
 	return n;
 }
