@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -37,14 +38,15 @@ static bool no_nmi(void *opaque) { return false; }
 static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
 static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
 
-static void machine_init(struct machine *m, bool interpret_only)
+static void machine_init_as(struct machine *m, struct engine_config cfg)
 {
 	struct cpu_model_config mc = { .name = "host", .tsc_hz = 1000000000 };
 	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_nmi, .get_tpr = no_tpr,
 				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
-	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = interpret_only };
 	struct error e;
 
+	cfg.vcpus = 1;
+	cfg.tsc_hz = 1000000000;
 	m->map = map_new();
 	assert_non_null(m->map);
 	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, &e), 0);
@@ -53,6 +55,11 @@ static void machine_init(struct machine *m, bool interpret_only)
 	cfg.model = m->model;
 	assert_int_equal(engine_soft.create(&m->en, &cfg, &e), 0);
 	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, &e), 0);
+}
+
+static void machine_init(struct machine *m, bool interpret_only)
+{
+	machine_init_as(m, (struct engine_config){ .interpret_only = interpret_only });
 }
 
 static void machine_fini(struct machine *m)
@@ -599,6 +606,47 @@ static void test_changed_code(void **state)
 	machine_fini(&b);
 }
 
+struct meddler { struct machine *m; unsigned left; };
+
+/* While the last block is made, a device writes to another page of code, and a kick comes. */
+static void meddle(void *opaque, const char *line, size_t n)
+{
+	struct meddler *k = opaque;
+	uint8_t ret = 0xc3;
+
+	if (!k->left || --k->left)
+		return;
+	map_write(k->m->map, CODE + 0x1000, &ret, 1);
+	engine_soft.kick(k->m->v);
+}
+
+/* A jump that cannot be linked while news of changed code waits must not keep the vCPU from looking at them. */
+static void test_news_before_link(void **state)
+{
+	static const uint8_t loop[] = { 0xe8, 0xfb, 0x0f, 0, 0, 0xeb, 0, 0xeb, 0xfe };	/* call CODE + 0x1000; jmp l; l: jmp l */
+	static const uint8_t deep[] = { 0xe8, 0xfb, 0x0f, 0, 0, 0xeb, 0, 0xe8, 0xfb, 0xff, 0xff, 0xff };	/* l: call l */
+	uint8_t ret = 0xc3;
+
+	for (unsigned i = 0; i < 16; i++) {	/* four blocks in two parts each, two programs */
+		struct meddler k = { .left = 1 + i / 2 };
+		struct machine m;
+		struct x86_state s;
+		k.m = &m;
+		machine_init_as(&m, (struct engine_config){ .code_made = meddle, .code_opaque = &k });
+		tables_build(&m);
+		map_write(m.map, CODE, i & 1 ? deep : loop, i & 1 ? sizeof deep : sizeof loop);
+		map_write(m.map, CODE + 0x1000, &ret, 1);
+		engine_soft.get_state(m.v, &s);
+		state_long_mode(&s, CODE);
+		engine_soft.set_state(m.v, &s);
+		alarm(30);		/* the test's end, if the kick is not seen */
+		assert_int_equal(engine_soft.run(m.v, NULL), EXIT_KICKED);
+		alarm(0);
+		assert_int_equal(k.left, 0);
+		machine_fini(&m);
+	}
+}
+
 /* A guest address that is no RAM must never reach host memory: non-canonical, beyond the tables, page-crossing. */
 static void test_isolation(void **state)
 {
@@ -687,6 +735,7 @@ int main(void)
 		cmocka_unit_test(test_underflow),
 		cmocka_unit_test(test_dead_prefixes),
 		cmocka_unit_test(test_changed_code),
+		cmocka_unit_test(test_news_before_link),
 		cmocka_unit_test(test_isolation),
 		cmocka_unit_test(test_deep_calls),
 		cmocka_unit_test(test_branch_faults),

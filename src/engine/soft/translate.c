@@ -364,6 +364,13 @@ static void step_one(struct vcpu *v, const struct exit_data *d)
 		return_stack_push(v, site);
 }
 
+/* The exit was that of a jump. Requests may keep jumps from being linked, and what is not linked does not poll: they are
+ * looked at now. After other exits the same instruction goes on, and behind STI nothing may come between. */
+static bool jumped(const struct vcpu *v)
+{
+	return v->hot.exit_reason == TEXIT_CHAIN || v->hot.exit_reason == TEXIT_FAR;
+}
+
 void translate_run(struct vcpu *v)
 {
 	struct trans_vcpu *t = trans_of(v);
@@ -385,7 +392,7 @@ void translate_run(struct vcpu *v)
 			mode = TMODE(v->tlb_mode, TMODE_FP(mode)) | (mode & TMODE_CODE32);	/* SYSCALL and others change it */
 			t->return_mode = mode;
 			host = exit_handle(v, d, mode, &step, &fpu);
-			if (generation != t->generation && !step)
+			if (!step && (generation != t->generation || (jumped(v) && atomic_load(&v->request))))
 				break;
 		}
 		if (step) {
