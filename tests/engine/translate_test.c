@@ -647,6 +647,31 @@ static void test_news_before_link(void **state)
 	}
 }
 
+/* A breakpoint at an instruction that lies in two pages, where a jump from another page leads. */
+static void test_break_between_pages(void **state)
+{
+	static const uint8_t jump[] = { 0xe9, 0xf9, 0x1f, 0, 0 };			/* jmp CODE + 0x1ffe */
+	static const uint8_t target[] = { 0x48, 0x8d, 0x40, 0x01, 0xf4 };		/* lea rax, [rax + 1]; hlt */
+	struct debug_plan plan = { .count = 1, .point = { { .kind = DEBUG_BREAK, .gva = CODE + 0x1ffe } } };
+	struct machine m;
+	struct x86_state s;
+
+	machine_init(&m, false);
+	tables_build(&m);
+	map_write(m.map, CODE, jump, sizeof jump);
+	map_write(m.map, CODE + 0x1ffe, target, sizeof target);
+	engine_soft.get_state(m.v, &s);
+	state_long_mode(&s, CODE);
+	engine_soft.set_state(m.v, &s);
+	assert_int_equal(engine_soft.debug_set(m.v, &plan), 0);
+	assert_int_equal(engine_soft.run(m.v, NULL), EXIT_DEBUG);
+	engine_soft.get_state(m.v, &s);
+	assert_int_equal(s.rip, CODE + 0x1ffe);
+	assert_int_equal(engine_soft.debug_set(m.v, &(struct debug_plan){ 0 }), 0);
+	assert_int_equal(engine_soft.run(m.v, NULL), EXIT_HALT);
+	machine_fini(&m);
+}
+
 /* A guest address that is no RAM must never reach host memory: non-canonical, beyond the tables, page-crossing. */
 static void test_isolation(void **state)
 {
@@ -736,6 +761,7 @@ int main(void)
 		cmocka_unit_test(test_dead_prefixes),
 		cmocka_unit_test(test_changed_code),
 		cmocka_unit_test(test_news_before_link),
+		cmocka_unit_test(test_break_between_pages),
 		cmocka_unit_test(test_isolation),
 		cmocka_unit_test(test_deep_calls),
 		cmocka_unit_test(test_branch_faults),

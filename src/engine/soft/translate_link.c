@@ -160,6 +160,8 @@ static struct tblock *resolve(struct vcpu *v, unsigned mode)
 	struct tblock *k;
 	bool global;
 
+	if (debugger_marks(interp_of(v), (unsigned)rip))
+		return NULL;
 	if (!va_canonical(v, rip))
 		vcpu_raise_error(v, EXC_GP, 0);
 	gpa = mem_fetch_gpa(v, rip);
