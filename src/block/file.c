@@ -349,16 +349,32 @@ int file_node_from_fd(struct node **out, struct block_env *env, int fd, const ch
 	return 0;
 }
 
+/* What is replaced is emptied only when it is known that nobody has it open. */
+static int empty_out(int fd, const char *path, struct error *e)
+{
+	struct stat st;
+	int ret = lock_fd(fd, path, true, e);
+
+	if (ret)
+		return ret;
+	if (fstat(fd, &st) < 0 || (S_ISREG(st.st_mode) && ftruncate(fd, 0) < 0))
+		return error_errno(e, errno, "check the path and its permissions", "create disk '%s'", path);
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return error_errno(e, ENOTSUP, "remove it first", "create disk '%s', which is neither a file nor a block device", path);
+	return 0;
+}
+
 static int file_make(const char *path, bool overwrite, struct error *e)
 {
-	int fd = open(path, O_WRONLY | O_CREAT | (overwrite ? O_TRUNC : O_EXCL) | O_CLOEXEC | O_NOCTTY, 0644);
+	int fd = open(path, O_RDWR | O_CREAT | (overwrite ? 0 : O_EXCL) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0644), ret;
 
 	if (fd < 0 && errno == EEXIST)
 		return error_errno(e, EEXIST, "choose another name, or remove the file", "create disk '%s'", path);
 	if (fd < 0)
 		return error_errno(e, errno, "check the path and its permissions", "create disk '%s'", path);
+	ret = overwrite ? empty_out(fd, path, e) : 0;
 	close(fd);
-	return 0;
+	return ret;
 }
 
 const struct driver file_driver = { .name = "file", .ops = &file_ops, .co_open = file_open, .co_make = file_make };
