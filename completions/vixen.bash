@@ -35,19 +35,49 @@ _vixen_image()
 	case $prev in
 	--format) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
 	--arch) COMPREPLY=($(compgen -W 'amd64 i386' -- "$cur")); return ;;
-	--name | --kernel-package | --size | --include | --mirror) return ;;
+	--name | --kernel-package | --size | --include | --mirror | --cluster-size | --sparse | --parallel) return ;;
+	--from | --to | --disk-format | --format-a | --format-b | --backing-format)
+		COMPREPLY=($(compgen -W 'raw qcow2' -- "$cur")); return ;;
+	--compression) COMPREPLY=($(compgen -W 'zlib zstd' -- "$cur")); return ;;
+	--repair) COMPREPLY=($(compgen -W 'leaks all' -- "$cur")); return ;;
+	--backing) COMPREPLY=($(compgen -f -- "$cur")); return ;;
 	esac
 	if [ "$COMP_CWORD" = 2 ]; then
-		COMPREPLY=($(compgen -W 'build create list info --help' -- "$cur"))
+		COMPREPLY=($(compgen -W 'build create list info clone convert compare map resize check snapshot commit rebase
+			--help' -- "$cur"))
 		return
 	fi
+	if [ "${COMP_WORDS[2]}" = snapshot ] && [ "$COMP_CWORD" = 3 ]; then
+		COMPREPLY=($(compgen -W 'create list apply delete' -- "$cur"))
+		return
+	fi
+	_vixen_image_options
+}
+
+_vixen_image_options()
+{
+	local options
 	case ${COMP_WORDS[2]} in
 	build) COMPREPLY=($(compgen -W 'debian-12 --name --arch --kernel-package --size --include --mirror --force
 		--help' -- "$cur")) ;;
-	create) COMPREPLY=($(compgen -W '--format --backing --backing-format --cluster-size --compression --extended-l2
+	create) COMPREPLY=($(compgen -W '--disk-format --backing --backing-format --cluster-size --compression --extended-l2
 		--lazy-refcounts --refcount-bits --data-file --force --help' -- "$cur") $(compgen -f -- "$cur")) ;;
 	list) COMPREPLY=($(compgen -W '--format --help' -- "$cur")) ;;
-	info) COMPREPLY=($(compgen -W "$(_vixen_images) --help" -- "$cur")) ;;
+	*) case ${COMP_WORDS[2]} in
+	   info | map) options='--disk-format --format' ;;
+	   clone) options='--size --disk-format' ;;
+	   convert) options='--from --to --compress --compression --cluster-size --sparse --parallel --force' ;;
+	   compare) options='--format-a --format-b --format' ;;
+	   resize) options='--shrink --disk-format' ;;
+	   check) options='--repair --disk-format --format' ;;
+	   snapshot) options='--disk-format --format' ;;
+	   commit) options='--disk-format' ;;
+	   rebase) options='--backing --backing-format --no-backing --unsafe --disk-format' ;;
+	   esac
+	   case $cur in
+	   -*) COMPREPLY=($(compgen -W "$options --help" -- "$cur")) ;;
+	   *) COMPREPLY=($(compgen -W "$(_vixen_images)" -- "$cur") $(compgen -f -- "$cur")) ;;
+	   esac ;;
 	esac
 }
 

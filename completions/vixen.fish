@@ -25,7 +25,8 @@ complete -c vixen -n $run -f -l perf-map -d 'Name translated code for perf'
 complete -c vixen -n $run -f -l interpret -d 'Interpret only'
 
 set -l image '__fish_seen_subcommand_from image'
-complete -c vixen -n "$image; and not __fish_seen_subcommand_from build create list info" -f -a 'build create list info'
+set -l commands build create list info clone convert compare map resize check snapshot commit rebase
+complete -c vixen -n "$image; and not __fish_seen_subcommand_from $commands" -f -a "$commands"
 set -l build "$image; and __fish_seen_subcommand_from build"
 complete -c vixen -n $build -f -a debian-12
 complete -c vixen -n $build -x -l name -d 'What the image is called'
@@ -40,7 +41,7 @@ complete -c vixen -n '__fish_seen_subcommand_from status stop pause resume' -f -
 complete -c vixen -n '__fish_seen_subcommand_from stop' -f -l now -d 'Do not ask the guest'
 complete -c vixen -n '__fish_seen_subcommand_from stop' -x -l timeout -d 'How long it may take'
 set -l create "$image; and __fish_seen_subcommand_from create"
-complete -c vixen -n $create -x -l format -a 'raw qcow2' -d 'Of the new disk'
+complete -c vixen -n $create -x -l disk-format -a 'raw qcow2' -d 'Of the new disk'
 complete -c vixen -n $create -r -l backing -d 'What it starts as'
 complete -c vixen -n $create -x -l backing-format -a 'raw qcow2' -d 'Of that file'
 complete -c vixen -n $create -x -l cluster-size -d 'Unit of allocation'
@@ -50,3 +51,24 @@ complete -c vixen -n $create -l lazy-refcounts -d 'Count references at the end'
 complete -c vixen -n $create -x -l refcount-bits -a '1 2 4 8 16 32 64' -d 'Width of counts'
 complete -c vixen -n $create -r -l data-file -d 'Put the data there'
 complete -c vixen -n $create -l force -d 'Replace the file'
+set -l disk "$image; and __fish_seen_subcommand_from"
+complete -c vixen -n "$disk info map check snapshot compare" -x -l format -a 'table json' -d Output
+complete -c vixen -n "$disk info map check snapshot clone resize commit rebase" -x -l disk-format -a 'raw qcow2' -d 'Format of the file'
+complete -c vixen -n "$disk clone" -x -l size -d 'Of the new disk'
+complete -c vixen -n "$disk convert" -x -l from -a 'raw qcow2' -d 'Format of the source'
+complete -c vixen -n "$disk convert" -x -l to -a 'raw qcow2' -d 'Format of the copy'
+complete -c vixen -n "$disk convert" -l compress -d 'Compress the data'
+complete -c vixen -n "$disk convert" -x -l compression -a 'zlib zstd' -d How
+complete -c vixen -n "$disk convert" -x -l cluster-size -d 'Unit of allocation'
+complete -c vixen -n "$disk convert" -x -l sparse -d 'Zeroes that take no space'
+complete -c vixen -n "$disk convert" -x -l parallel -d 'Pieces under way'
+complete -c vixen -n "$disk convert" -l force -d 'Replace the file'
+complete -c vixen -n "$disk compare" -x -l format-a -a 'raw qcow2' -d 'Format of the first'
+complete -c vixen -n "$disk compare" -x -l format-b -a 'raw qcow2' -d 'Format of the second'
+complete -c vixen -n "$disk resize" -l shrink -d 'It may get smaller'
+complete -c vixen -n "$disk check" -x -l repair -a 'leaks all' -d 'Mend it'
+complete -c vixen -n "$disk snapshot" -f -a 'create list apply delete'
+complete -c vixen -n "$disk rebase" -r -l backing -d 'New backing file'
+complete -c vixen -n "$disk rebase" -x -l backing-format -a 'raw qcow2' -d 'Its format'
+complete -c vixen -n "$disk rebase" -l no-backing -d 'Copy all in'
+complete -c vixen -n "$disk rebase" -l unsafe -d 'Change the name only'

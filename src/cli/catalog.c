@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/endian.h"
+
 static bool path_join(char out[PATH_MAX], const char *dir, const char *name)
 {
 	return snprintf(out, PATH_MAX, "%s/%s", dir, name) < PATH_MAX;
@@ -28,6 +30,12 @@ int catalog_dir(char out[PATH_MAX], struct error *e)
 	return n < PATH_MAX ? 0 : error_set(e, ENAMETOOLONG, NULL, "find the image catalog", "its path is too long");
 }
 
+static bool is_qcow2(const char *path)
+{
+	size_t n = strlen(path);
+	return n > 6 && !strcmp(path + n - 6, ".qcow2");
+}
+
 static void copy_text(json_t *root, const char *key, char *out, size_t size)
 {
 	const char *s = json_string_value(json_object_get(root, key));
@@ -44,21 +52,41 @@ static void meta_read(struct image *img)
 	copy_text(root, "kernel", img->kernel_version, sizeof img->kernel_version);
 	copy_text(root, "built", img->built, sizeof img->built);
 	copy_text(root, "login", img->login, sizeof img->login);
+	copy_text(root, "base", img->base, sizeof img->base);
 	json_decref(root);
+}
+
+/* The size of the guest's disk; the catalog is no place for surprises, so a look at the header is enough. */
+static bool disk_measure(struct image *img)
+{
+	struct stat st;
+	uint8_t head[32];
+	if (stat(img->disk, &st) || !S_ISREG(st.st_mode))
+		return false;
+	img->disk_bytes = (uint64_t)st.st_size;
+	img->used_bytes = (uint64_t)st.st_blocks * 512;
+	FILE *f = is_qcow2(img->disk) ? fopen(img->disk, "re") : NULL;
+	if (f && fread(head, sizeof head, 1, f) == 1 && load_be32(head) == 0x514649fb)
+		img->disk_bytes = load_be64(head + 24);
+	if (f)
+		fclose(f);
+	return true;
+}
+
+static bool disk_find(struct image *img, const char *dir)
+{
+	return (path_join(img->disk, dir, "disk.raw") && disk_measure(img)) ||
+	       (path_join(img->disk, dir, "disk.qcow2") && disk_measure(img));
 }
 
 static bool image_load(struct image *img, const char *dir)
 {
-	struct stat st;
 	const char *slash = strrchr(dir, '/');
 	*img = (struct image){ 0 };
 	snprintf(img->name, sizeof img->name, "%s", slash ? slash + 1 : dir);
-	if (snprintf(img->dir, sizeof img->dir, "%s", dir) >= PATH_MAX || !path_join(img->disk, dir, "disk.raw") ||
-	    !path_join(img->kernel, dir, "vmlinuz") || !path_join(img->initrd, dir, "initrd") ||
-	    stat(img->disk, &st) || !S_ISREG(st.st_mode))
+	if (snprintf(img->dir, sizeof img->dir, "%s", dir) >= PATH_MAX || !path_join(img->kernel, dir, "vmlinuz") ||
+	    !path_join(img->initrd, dir, "initrd") || !disk_find(img, dir))
 		return false;
-	img->disk_bytes = (uint64_t)st.st_size;
-	img->used_bytes = (uint64_t)st.st_blocks * 512;
 	if (access(img->kernel, F_OK))
 		img->kernel[0] = 0;
 	if (access(img->initrd, F_OK))
@@ -76,7 +104,7 @@ static int find_path(struct image *img, const char *ref, struct error *e)
 		if (image_load(img, ref))
 			return 0;
 		return error_set(e, ENOENT, "give a directory made by vixen image build", "open the image",
-				 "'%s' holds no disk.raw", ref);
+				 "'%s' holds no disk.raw and no disk.qcow2", ref);
 	}
 	*img = (struct image){ 0 };
 	snprintf(img->name, sizeof img->name, "%s", ref);

@@ -1,5 +1,6 @@
 /*
- * The image catalog: ${XDG_DATA_HOME:-~/.local/share}/vixen/images/NAME/{disk.raw,vmlinuz,initrd,meta.json}
+ * The image catalog: ${XDG_DATA_HOME:-~/.local/share}/vixen/images/NAME/{disk.raw or disk.qcow2,vmlinuz,
+ * initrd,meta.json}
  * and the places where programs of this installation lie.
  */
 #ifndef VIXEN_CLI_CATALOG_H
@@ -15,6 +16,7 @@ struct image {
 	char name[128];
 	char dir[PATH_MAX], disk[PATH_MAX], kernel[PATH_MAX], initrd[PATH_MAX];	/* kernel, initrd: "" if none */
 	char append[1024], os[64], arch[16], kernel_version[64], built[32], login[64];
+	char base[128];		/* the image that this is a clone of, or "" */
 	uint64_t disk_bytes, used_bytes;
 };
 

@@ -1,4 +1,4 @@
-/* vixen image: build, list, info; create is in a file of its own. */
+/* vixen image: build, list, and the table of all commands. */
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -12,6 +12,7 @@
 
 #include "cli/catalog.h"
 #include "cli/image_create.h"
+#include "cli/image_tool.h"
 #include "cli/options.h"
 #include "cli/verb.h"
 
@@ -160,6 +161,31 @@ static int build_run(const struct build *b, const char *dest, struct error *e)
 	return error_set(e, EINTR, "start it again", "build the image", "the builder died on signal %d", WTERMSIG(status));
 }
 
+struct clones {
+	const char *base;
+	char found[128];
+};
+
+static bool clone_look(void *opaque, const struct image *img)
+{
+	struct clones *c = opaque;
+	if (strcmp(img->base, c->base))
+		return true;
+	snprintf(c->found, sizeof c->found, "%s", img->name);
+	return false;
+}
+
+/* What is shared with clones must not change under them. */
+static int not_cloned(const char *name, struct error *e)
+{
+	struct clones c = { .base = name };
+	int ret = catalog_each(clone_look, &c, e);
+	if (ret || !c.found[0])
+		return ret;
+	return error_set(e, EBUSY, "remove the clone first, or build under another --name", "build the image",
+			 "'%s' is a linked clone of '%s'", c.found, name);
+}
+
 static int image_build(int argc, char **argv)
 {
 	struct build b = { 0 };
@@ -183,6 +209,8 @@ static int image_build(int argc, char **argv)
 		return EXIT_OK;
 	}
 	if (!ret)
+		ret = not_cloned(b.name ? b.name : b.os, &e);
+	if (!ret)
 		ret = build_run(&b, dest, &e);
 	if (ret < 0)
 		error_print(&e);
@@ -195,7 +223,6 @@ static int image_build(int argc, char **argv)
 
 struct show {
 	bool json;
-	const char *ref;
 	json_t *list;
 };
 
@@ -204,14 +231,6 @@ static bool set_format(void *s, const char *v)
 	((struct show *)s)->json = !strcmp(v, "json");
 	return !strcmp(v, "json") || !strcmp(v, "table") || usage_error("image", "--format '%s' is not table or json", v);
 }
-static bool set_ref(void *s, const char *v)
-{
-	if (((struct show *)s)->ref)
-		return usage_error("image info", "more than one image given");
-	((struct show *)s)->ref = v;
-	return true;
-}
-
 static const struct option_row show_options[] = {
 	{ "format", "table|json", "default table", set_format },
 	{ 0 },
@@ -220,17 +239,12 @@ static const struct command list_command = {
 	.verb = "image list", .usage = "image list [--format table|json]", .about = "Lists the images in the catalog.",
 	.options = show_options,
 };
-static const struct command info_command = {
-	.verb = "image info", .usage = "image info IMAGE [--format table|json]", .about = "Describes one image.",
-	.options = show_options, .argument = set_ref,
-};
-
 static json_t *image_json(const struct image *img)
 {
-	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s}", "name", img->name, "os", img->os, "arch",
+	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:s, s:s}", "name", img->name, "os", img->os, "arch",
 			 img->arch, "kernel", img->kernel_version, "append", img->append, "built", img->built,
 			 "disk_bytes", (json_int_t)img->disk_bytes, "used_bytes", (json_int_t)img->used_bytes, "path",
-			 img->dir[0] ? img->dir : img->disk);
+			 img->dir[0] ? img->dir : img->disk, "disk", img->disk, "base", img->base);
 }
 
 static bool list_one(void *opaque, const struct image *img)
@@ -242,13 +256,6 @@ static bool list_one(void *opaque, const struct image *img)
 		printf("%-20s %-10s %-6s %-26s %5.1f GiB %5.2f GiB\n", img->name, img->os, img->arch, img->kernel_version,
 		       (double)img->disk_bytes / (1 << 30), (double)img->used_bytes / (1 << 30));
 	return true;
-}
-
-static void json_show(json_t *j)
-{
-	json_dumpf(j, stdout, JSON_INDENT(2));
-	putchar('\n');
-	json_decref(j);
 }
 
 static int image_list(int argc, char **argv)
@@ -268,62 +275,76 @@ static int image_list(int argc, char **argv)
 		return EXIT_FAILED;
 	}
 	if (s.json)
-		json_show(s.list);
+		json_print(s.list);
 	return EXIT_OK;
 }
 
-static int image_info(int argc, char **argv)
+void image_describe(const struct image *img, bool json)
 {
-	struct show s = { 0 };
-	struct error e = { 0 };
-	struct image img;
-	int ret = options_parse(&info_command, &s, argc, argv);
-	if (ret >= 0)
-		return ret;
-	if (!s.ref) {
-		usage_error("image info", "no image given");
-		return EXIT_USAGE;
-	}
-	if (catalog_find(&img, s.ref, &e) < 0) {
-		error_print(&e);
-		return EXIT_FAILED;
-	}
-	if (s.json) {
-		json_show(image_json(&img));
-		return EXIT_OK;
+	if (json) {
+		json_print(image_json(img));
+		return;
 	}
 	printf("name    %s\nos      %s (%s)\nkernel  %s\nappend  %s\nlogin   %s\nbuilt   %s\ndisk    %.1f GiB, %.2f GiB used\n"
-	       "path    %s\n", img.name, img.os, img.arch, img.kernel_version, img.append, img.login, img.built,
-	       (double)img.disk_bytes / (1 << 30), (double)img.used_bytes / (1 << 30), img.dir[0] ? img.dir : img.disk);
-	return EXIT_OK;
+	       "path    %s\n", img->name, img->os, img->arch, img->kernel_version, img->append, img->login, img->built,
+	       (double)img->disk_bytes / (1 << 30), (double)img->used_bytes / (1 << 30), img->dir);
+	if (img->base[0])
+		printf("clone   of %s\n", img->base);
 }
 
-static const struct command image_command = {
-	.verb = "image", .usage = "image build|create|list|info ...",
-	.about = "Guest images.\n\n  build debian-12   make one from Debian packages\n  create FILE       an empty disk, or a linked clone\n"
-		 "  list              what there is\n"
-		 "  info IMAGE        describe one",
+/* --- the commands --- */
+
+static const struct subcommand {
+	const char *name, *summary;
+	int (*run)(int argc, char **argv);
+} subcommands[] = {
+	{ "build", "debian-12           make one from Debian packages", image_build },
+	{ "create", "FILE [SIZE]         an empty disk, or a linked clone", image_create },
+	{ "list", "                    what there is", image_list },
+	{ "info", "IMAGE|FILE          describe one", image_info },
+	{ "clone", "IMAGE|FILE NEW      a linked clone, at once", image_clone },
+	{ "convert", "SRC DST             copy a disk, to another format", image_convert },
+	{ "compare", "A B                 do two disks hold the same?", image_compare },
+	{ "map", "FILE                where it holds what", image_map },
+	{ "resize", "FILE SIZE           make a disk larger or smaller", image_resize },
+	{ "check", "FILE                do its tables fit together?", image_check },
+	{ "snapshot", "create|list|apply|delete FILE NAME", image_snapshot },
+	{ "commit", "FILE                into its backing file", image_commit },
+	{ "rebase", "FILE                onto another backing file", image_rebase },
 };
+#define SUBCOMMANDS (sizeof subcommands / sizeof *subcommands)
+
+static const struct command image_command = {
+	.verb = "image", .usage = "image COMMAND ...", .about = "Guest images and disk files.",
+};
+
+static int image_help(int argc, char **argv)
+{
+	int ret = options_parse(&image_command, NULL, argc, argv);
+	if (ret != EXIT_OK)
+		return ret;
+	for (size_t i = 0; i < SUBCOMMANDS; i++)
+		printf("%s  %-9s %s\n", i ? "" : "\n", subcommands[i].name, subcommands[i].summary);
+	printf("\n'vixen image COMMAND --help' explains one.\n");
+	return ret;
+}
 
 int verb_image(int argc, char **argv)
 {
-	static const char *const names[] = { "build", "create", "list", "info", NULL };
-	if (argc >= 2 && !strcmp(argv[1], "build"))
-		return image_build(argc - 1, argv + 1);
-	if (argc >= 2 && !strcmp(argv[1], "create"))
-		return image_create(argc - 1, argv + 1);
-	if (argc >= 2 && !strcmp(argv[1], "list"))
-		return image_list(argc - 1, argv + 1);
-	if (argc >= 2 && !strcmp(argv[1], "info"))
-		return image_info(argc - 1, argv + 1);
+	const char *names[SUBCOMMANDS + 1] = { 0 };
+	for (size_t i = 0; i < SUBCOMMANDS; i++) {
+		if (argc >= 2 && !strcmp(argv[1], subcommands[i].name))
+			return subcommands[i].run(argc - 1, argv + 1);
+		names[i] = subcommands[i].name;
+	}
 	if (argc >= 2 && argv[1][0] != '-') {
 		const char *near = nearest(argv[1], names);
 		usage_error("image", "no such command '%s'%s%s", argv[1], near ? ", did you mean " : "", near ? near : "");
 		return EXIT_USAGE;
 	}
-	int ret = options_parse(&image_command, NULL, argc, argv);
+	int ret = image_help(argc, argv);
 	if (ret >= 0)
 		return ret;
-	usage_error("image", "say what: build, create, list or info");
+	usage_error("image", "say what, for instance build, list or info");
 	return EXIT_USAGE;
 }

@@ -26,7 +26,7 @@ static bool set_format(void *o, const char *v)
 {
 	static const char *const names[] = { "raw", "qcow2", NULL };
 	((struct create *)o)->format = v;
-	return word_of("format", v, names);
+	return word_of("disk-format", v, names);
 }
 
 static bool set_backing_format(void *o, const char *v)
@@ -81,7 +81,7 @@ static bool set_argument(void *o, const char *v)
 }
 
 static const struct option_row create_options[] = {
-	{ "format", "raw|qcow2", "default: qcow2 if FILE ends in .qcow2 or has a backing file, else raw", set_format },
+	{ "disk-format", "raw|qcow2", "default: qcow2 if FILE ends in .qcow2 or has a backing file, else raw", set_format },
 	{ "backing", "FILE", "what the new disk starts as; it must not change afterwards", set_backing },
 	{ "backing-format", "raw|qcow2", "default: qcow2 if it ends in .qcow2, else raw", set_backing_format },
 	{ "cluster-size", "SIZE", "qcow2: unit of allocation, 512 to 2M (default 64K)", set_cluster },

@@ -1,0 +1,340 @@
+/* vixen image convert, vixen image compare. */
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cli/image_tool.h"
+#include "cli/options.h"
+#include "cli/verb.h"
+
+/* --- convert: options --- */
+
+struct convert {
+	const char *file[2];		/* SRC, DST */
+	const char *from, *to;
+	struct block_create create;
+	struct job_convert how;
+	unsigned parallel;
+	bool force;
+	/* while it runs */
+	char src_path[PATH_MAX], partial[PATH_MAX];
+	struct block *src, *dst;
+	struct tool *t;
+	int held_fd;			/* the old DST, locked; -1: none */
+};
+
+static bool set_from(void *o, const char *v)
+{
+	((struct convert *)o)->from = v;
+	return tool_format_parse("image convert", "from", v);
+}
+static bool set_to(void *o, const char *v)
+{
+	((struct convert *)o)->to = v;
+	return tool_format_parse("image convert", "to", v);
+}
+static bool set_compression(void *o, const char *v)
+{
+	((struct convert *)o)->create.zstd = !strcmp(v, "zstd");
+	return !strcmp(v, "zlib") || !strcmp(v, "zstd") ||
+	       usage_error("image convert", "--compression '%s' is not zlib or zstd", v);
+}
+static bool set_cluster(void *o, const char *v)
+{
+	uint64_t bytes;
+	if (!size_parse(v, &bytes) || bytes < 512 || bytes > 2 << 20 || bytes & (bytes - 1))
+		return usage_error("image convert", "--cluster-size '%s' is not a power of two from 512 to 2M", v);
+	((struct convert *)o)->create.cluster_bytes = (uint32_t)bytes;
+	return true;
+}
+static bool set_sparse(void *o, const char *v)
+{
+	struct convert *c = o;
+	uint64_t bytes;
+	if (!size_parse(v, &bytes) || (bytes && (bytes < 512 || bytes > 2 << 20 || bytes & (bytes - 1))))
+		return usage_error("image convert", "--sparse '%s' is not 0 or a power of two from 512 to 2M", v);
+	c->how.sparse_bytes = (uint32_t)bytes;
+	c->how.dense = !bytes;
+	return true;
+}
+static bool set_parallel(void *o, const char *v)
+{
+	uint64_t n;
+	if (!number_parse(v, JOB_PARALLEL_MAX, &n) || !n)
+		return usage_error("image convert", "--parallel '%s' is not a number from 1 to %u", v, JOB_PARALLEL_MAX);
+	((struct convert *)o)->parallel = (unsigned)n;
+	return true;
+}
+static bool set_compress(void *o, const char *v) { (void)v; return ((struct convert *)o)->how.compress = true; }
+static bool set_force(void *o, const char *v) { (void)v; return ((struct convert *)o)->force = true; }
+static bool set_files(void *o, const char *v)
+{
+	return tool_argument("image convert", v, ((struct convert *)o)->file, 2);
+}
+
+static const struct option_row convert_options[] = {
+	{ "from", "raw|qcow2", "what SRC is; default: by its name", set_from },
+	{ "to", "raw|qcow2", "what DST shall be; default: qcow2 if its name ends in .qcow2, else raw", set_to },
+	{ "compress", NULL, "qcow2: compress the data", set_compress },
+	{ "compression", "zlib|zstd", "qcow2: how (default zlib)", set_compression },
+	{ "cluster-size", "SIZE", "qcow2: unit of allocation, 512 to 2M (default 64K)", set_cluster },
+	{ "sparse", "SIZE", "zeroes of that length take no space (default 4K); 0: only holes stay holes", set_sparse },
+	{ "parallel", "N", "pieces under way at a time, 1 to 64 (default 8)", set_parallel },
+	{ "force", NULL, "replace DST if it is there", set_force },
+	{ 0 },
+};
+
+static const struct command convert_command = {
+	.verb = "image convert", .usage = "image convert SRC DST [OPTIONS]",
+	.about = "Copies a disk to a new file, in the same format or another one. All that the backing files hold goes into\n"
+		 "the copy. It is written beside DST, as DST.partial.N, and gets its name when it is whole: until then a\n"
+		 "DST that is replaced stays as it was.",
+	.options = convert_options, .argument = set_files,
+};
+
+/* --- convert: the place where the copy goes --- */
+
+/* The file that will be replaced must not be in use, nor be any that is read. */
+static int hold_old(struct convert *c)
+{
+	struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+	const char *dst = c->file[1], *what = "convert the disk";
+	struct stat st;
+	c->held_fd = -1;
+	if (lstat(dst, &st))
+		return errno == ENOENT ? 0 : error_errno(&c->t->e, errno, "check the path", "create '%s'", dst);
+	if (!c->force)
+		return error_set(&c->t->e, EEXIST, "choose another name, or add --force to replace it", what,
+				 "'%.150s' is there already", dst);
+	if (!S_ISREG(st.st_mode))
+		return error_set(&c->t->e, EINVAL, "choose another name", what, "'%.150s' is no ordinary file", dst);
+	int ret = tool_not_in_chain(c->t, c->src, dst, what);
+	if (ret)
+		return ret;
+	c->held_fd = open(dst, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (c->held_fd < 0)
+		return error_errno(&c->t->e, errno, "check its permissions", "replace '%s'", dst);
+	if (fcntl(c->held_fd, F_OFD_SETLK, &lock))
+		return error_set(&c->t->e, EBUSY, "stop the VM first, or choose another name", what,
+				 "'%.150s' is in use by another VM", dst);
+	return 0;
+}
+
+static int directory_sync(const char *path)
+{
+	char copy[PATH_MAX];
+	snprintf(copy, sizeof copy, "%s", path);
+	int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC), ret = 0;
+	if (fd < 0)
+		return 0;
+	if (fsync(fd) && errno != EINVAL)
+		ret = -errno;
+	close(fd);
+	return ret;
+}
+
+/* What came to be there meanwhile is not replaced. */
+static int take_name(struct convert *c)
+{
+	const char *dst = c->file[1];
+	int ret = c->force ? rename(c->partial, dst)
+			   : renameat2(AT_FDCWD, c->partial, AT_FDCWD, dst, RENAME_NOREPLACE);
+	if (ret && !c->force && (errno == EINVAL || errno == ENOSYS)) {
+		ret = link(c->partial, dst);
+		if (!ret)
+			unlink(c->partial);
+	}
+	if (ret)
+		return error_errno(&c->t->e, errno, "choose another name", "name the copy '%s'", dst);
+	ret = directory_sync(dst);
+	return ret ? error_errno(&c->t->e, -ret, "check the host's disk", "write '%s'", dst) : 0;
+}
+
+/* --- convert: running --- */
+
+static int convert_job(void *opaque)
+{
+	struct convert *c = opaque;
+	return job_convert(&c->t->job, c->src, c->dst, &c->how, &c->t->e);
+}
+
+static int fill(struct convert *c)
+{
+	int ret = tool_open(c->t, &c->dst, c->partial, c->to, 0, "--to");
+	if (ret)
+		return ret;
+	ret = block_run(c->t->loop, convert_job, c);
+	ret = tool_close(c->t, c->dst, ret);
+	return ret ? ret : take_name(c);
+}
+
+static int copy_made(struct convert *c)
+{
+	int ret;
+	if (snprintf(c->partial, sizeof c->partial, "%s.partial.%d", c->file[1], (int)getpid()) >= PATH_MAX)
+		return error_set(&c->t->e, ENAMETOOLONG, "choose a shorter name", "convert the disk", "its path is too long");
+	c->create.size_bytes = block_size(c->src);
+	ret = block_create(c->t->loop, c->partial, c->to, &c->create, &c->t->e);
+	if (ret)
+		return ret;
+	ret = fill(c);
+	if (ret && unlink(c->partial) && errno != ENOENT)
+		fprintf(stderr, "vixen: remove '%s' failed: %s; remove it yourself\n", c->partial, strerror(errno));
+	if (ret == -ECANCELED)
+		snprintf(c->t->e.todo, sizeof c->t->e.todo, "nothing is left of the copy; start it again");
+	return ret;
+}
+
+static int convert_run(struct convert *c)
+{
+	int ret = tool_path(c->t, c->file[0], c->src_path);
+	if (!ret)
+		ret = tool_open(c->t, &c->src, c->src_path, c->from, BLOCK_READONLY, "--from");
+	if (ret)
+		return ret;
+	ret = hold_old(c);
+	if (!ret)
+		ret = copy_made(c);
+	if (c->held_fd >= 0)
+		close(c->held_fd);
+	return tool_close(c->t, c->src, ret);
+}
+
+static bool named_qcow2(const char *path)
+{
+	size_t n = strlen(path);
+	return n > 6 && !strcmp(path + n - 6, ".qcow2");
+}
+
+static bool convert_good(struct convert *c)
+{
+	if (!c->file[1])
+		return usage_error("image convert", c->file[0] ? "no DST given" : "no SRC given");
+	if (!c->to)
+		c->to = named_qcow2(c->file[1]) ? "qcow2" : "raw";
+	if (!strcmp(c->to, "raw") && (c->how.compress || c->create.zstd || c->create.cluster_bytes))
+		return usage_error("image convert", "DST would be raw, which has no clusters and no compression; add --to qcow2");
+	return true;
+}
+
+int image_convert(int argc, char **argv)
+{
+	struct convert c = { .held_fd = -1 };
+	struct tool t;
+	int ret = options_parse(&convert_command, &c, argc, argv);
+	if (ret >= 0)
+		return ret;
+	if (!convert_good(&c))
+		return EXIT_USAGE;
+	c.t = &t;
+	ret = tool_init(&t, "image convert", true);
+	t.job.parallel = c.parallel;
+	if (!ret)
+		ret = convert_run(&c);
+	return tool_fini(&t, ret);
+}
+
+/* --- compare --- */
+
+struct compare {
+	const char *file[2], *format[2];
+	bool json;
+	struct block *b[2];
+	struct job_compare out;
+	struct tool *t;
+};
+
+static bool set_format_a(void *o, const char *v)
+{
+	((struct compare *)o)->format[0] = v;
+	return tool_format_parse("image compare", "format-a", v);
+}
+static bool set_format_b(void *o, const char *v)
+{
+	((struct compare *)o)->format[1] = v;
+	return tool_format_parse("image compare", "format-b", v);
+}
+static bool set_json(void *o, const char *v)
+{
+	return tool_json_parse("image compare", v, &((struct compare *)o)->json);
+}
+static bool set_pair(void *o, const char *v)
+{
+	return tool_argument("image compare", v, ((struct compare *)o)->file, 2);
+}
+
+static const struct option_row compare_options[] = {
+	{ "format-a", "raw|qcow2", "what A is; default: by its name", set_format_a },
+	{ "format-b", "raw|qcow2", "what B is", set_format_b },
+	{ "format", "table|json", "of the answer, default table", set_json },
+	{ 0 },
+};
+
+static const struct command compare_command = {
+	.verb = "image compare", .usage = "image compare A B [OPTIONS]",
+	.about = "Says whether two disks hold the same, whatever their formats. If one is shorter, the rest of the other\n"
+		 "has to be zeroes. Exit code 0: alike; 3: they differ; 1: it could not be found out.",
+	.options = compare_options, .argument = set_pair,
+};
+
+static int compare_job(void *opaque)
+{
+	struct compare *c = opaque;
+	return job_compare(&c->t->job, c->b[0], c->b[1], &c->out, &c->t->e);
+}
+
+static void answer(const struct compare *c)
+{
+	bool sizes = block_size(c->b[0]) == block_size(c->b[1]);
+	if (c->json) {
+		json_t *j = json_pack("{s:b, s:b}", "alike", !c->out.differ, "same_size", sizes);
+		if (c->out.differ)
+			json_object_set_new(j, "offset", json_integer((json_int_t)c->out.offset));
+		json_print(j);
+	} else if (c->out.differ) {
+		printf("they differ, first in the sector at byte %llu\n", (unsigned long long)c->out.offset);
+	} else {
+		printf("alike%s\n", sizes ? "" : ", but for zeroes at the end of the larger one");
+	}
+}
+
+/* B is opened when A is; both are closed. */
+static int compare_from(struct compare *c, unsigned i)
+{
+	static const char *const option[2] = { "--format-a", "--format-b" };
+	char path[PATH_MAX];
+	int ret;
+	if (i == 2) {
+		ret = block_run(c->t->loop, compare_job, c);
+		if (!ret)
+			answer(c);
+		return ret || !c->out.differ ? ret : EXIT_NO;
+	}
+	ret = tool_path(c->t, c->file[i], path);
+	if (!ret)
+		ret = tool_open(c->t, &c->b[i], path, c->format[i], BLOCK_READONLY, option[i]);
+	return ret ? ret : tool_close(c->t, c->b[i], compare_from(c, i + 1));
+}
+
+int image_compare(int argc, char **argv)
+{
+	struct compare c = { 0 };
+	struct tool t;
+	int ret = options_parse(&compare_command, &c, argc, argv);
+	if (ret >= 0)
+		return ret;
+	if (!c.file[1]) {
+		usage_error("image compare", "two FILEs are needed");
+		return EXIT_USAGE;
+	}
+	c.t = &t;
+	ret = tool_init(&t, "image compare", true);
+	if (!ret)
+		ret = compare_from(&c, 0);
+	return tool_fini(&t, ret);
+}

@@ -1,0 +1,203 @@
+#include "cli/image_tool.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cli/catalog.h"
+#include "cli/options.h"
+#include "cli/verb.h"
+#include "host/loop.h"
+
+/* --- Ctrl-C and progress --- */
+
+static void on_signal(void *opaque, uint32_t events)
+{
+	struct tool *t = opaque;
+	struct signalfd_siginfo info;
+	(void)events;
+	if (read(t->signal_fd, &info, sizeof info) == sizeof info)
+		t->job.cancel = true;
+}
+
+static void on_progress(void *opaque, uint64_t done, uint64_t total)
+{
+	static const char bar[] = "########################################";
+	struct tool *t = opaque;
+	int percent = total ? (int)((double)done * 100 / (double)total) : 100;
+	if (!t->tty || percent == t->percent)
+		return;
+	t->percent = percent;
+	fprintf(stderr, "\r[%-40.*s] %3d%%\033[K", percent * (int)(sizeof bar - 1) / 100, bar, percent);
+}
+
+static int watch_signals(struct tool *t)
+{
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	t->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (t->signal_fd < 0)
+		return -errno;
+	t->watch = loop_fd_add(t->loop, t->signal_fd, EPOLLIN, on_signal, t);
+	return t->watch ? 0 : -ENOMEM;
+}
+
+int tool_init(struct tool *t, const char *verb, bool changes)
+{
+	*t = (struct tool){ .verb = verb, .signal_fd = -1, .percent = -1, .tty = isatty(STDERR_FILENO) };
+	t->job.progress = on_progress;
+	t->job.opaque = t;
+	signal(SIGXFSZ, SIG_IGN);	/* past ulimit -f writes fail with EFBIG instead */
+	t->loop = loop_new();
+	if (!t->loop)
+		return error_errno(&t->e, errno, "raise the limit on open files", "make an event loop");
+	int ret = changes ? watch_signals(t) : 0;
+	return ret ? error_errno(&t->e, -ret, "raise the limit on open files", "watch for signals") : 0;
+}
+
+int tool_fini(struct tool *t, int ret)
+{
+	if (t->percent >= 0)
+		fprintf(stderr, "\n");
+	if (t->watch)
+		loop_fd_del(t->watch);
+	if (t->signal_fd >= 0)
+		close(t->signal_fd);
+	loop_free(t->loop);
+	if (ret == -ECANCELED) {
+		fprintf(stderr, "vixen: %s failed: interrupted; %s\n", t->verb,
+			t->e.todo[0] ? t->e.todo : "start it again");
+		return EXIT_INTERRUPTED;
+	}
+	if (ret < 0)
+		error_print(&t->e);
+	return ret < 0 ? EXIT_FAILED : ret;
+}
+
+/* --- files --- */
+
+int tool_path(struct tool *t, const char *ref, char out[PATH_MAX])
+{
+	struct image img;
+	int ret = catalog_find(&img, ref, &t->e);
+	if (!ret)
+		memcpy(out, img.disk, PATH_MAX);
+	return ret;
+}
+
+int tool_open(struct tool *t, struct block **out, const char *path, const char *format, unsigned flags,
+	      const char *format_option)
+{
+	int ret = block_open(out, t->loop, path, format, flags, &t->e);
+	if (ret && strstr(t->e.todo, ",format="))
+		snprintf(t->e.todo, sizeof t->e.todo, "say which it is: %s raw|qcow2", format_option);
+	if (ret == -EBUSY)
+		snprintf(t->e.todo, sizeof t->e.todo, "stop the VM first");
+	return ret;
+}
+
+int tool_close(struct tool *t, struct block *b, int ret)
+{
+	int closed = block_close(b);
+	if (ret >= 0 && closed)
+		return error_errno(&t->e, -closed, "check the image: vixen image check --repair leaks", "close the image");
+	return ret;
+}
+
+bool same_file(const char *a, const char *b)
+{
+	struct stat x, y;
+	return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+int tool_not_in_chain(struct tool *t, struct block *b, const char *path, const char *what)
+{
+	struct block_info i;
+	for (unsigned depth = 0; !block_info(b, depth, &i); depth++)
+		if (same_file(i.path, path))
+			return error_set(&t->e, ELOOP, "give another file", what,
+					 "'%.150s' is the image itself or one of the backing files", path);
+	return 0;
+}
+
+/* --- options --- */
+
+bool tool_format_parse(const char *verb, const char *option, const char *v)
+{
+	return !strcmp(v, "raw") || !strcmp(v, "qcow2") ||
+	       usage_error(verb, "--%s '%s' is not raw or qcow2", option, v);
+}
+
+bool tool_json_parse(const char *verb, const char *v, bool *json)
+{
+	*json = !strcmp(v, "json");
+	return *json || !strcmp(v, "table") || usage_error(verb, "--format '%s' is not table or json", v);
+}
+
+bool tool_argument(const char *verb, const char *v, const char **slot, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		if (slot[i])
+			continue;
+		slot[i] = v;
+		return *v || usage_error(verb, "an argument is empty");
+	}
+	return usage_error(verb, "unexpected argument '%s'", v);
+}
+
+/* --- showing --- */
+
+/* Controls, also those of Latin-1 as UTF-8 has them, could steer a terminal. */
+static bool harmless(const unsigned char *p, bool utf8)
+{
+	if (*p < 0x20 || *p == 0x7f)
+		return false;
+	return *p < 0x80 || (utf8 && !(*p == 0xc2 && p[1] < 0xa0));
+}
+
+const char *plain(char *out, size_t size, const char *text)
+{
+	json_t *j = text ? json_string(text) : NULL;
+	size_t n = 0;
+	for (; text && *text && n + 1 < size; text++)
+		out[n++] = harmless((const unsigned char *)text, j) ? *text : '?';
+	out[n] = 0;
+	json_decref(j);
+	return out;
+}
+
+json_t *json_text(const char *text)
+{
+	char safe[PATH_MAX];
+	json_t *j = text ? json_string(text) : json_null();
+	return j ? j : json_string(plain(safe, sizeof safe, text));
+}
+
+void json_print(json_t *j)
+{
+	json_dumpf(j, stdout, JSON_INDENT(2));
+	putchar('\n');
+	json_decref(j);
+}
+
+void size_words(char out[64], uint64_t bytes)
+{
+	static const char *const unit[] = { "bytes", "KiB", "MiB", "GiB", "TiB" };
+	double v = (double)bytes;
+	unsigned u = 0;
+	for (; v >= 1024 && u < 4; u++)
+		v /= 1024;
+	if (u)
+		snprintf(out, 64, "%.1f %s (%llu bytes)", v, unit[u], (unsigned long long)bytes);
+	else
+		snprintf(out, 64, "%llu bytes", (unsigned long long)bytes);
+}

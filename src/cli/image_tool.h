@@ -1,0 +1,74 @@
+/* What the commands on disk images share: a loop, opening, progress, Ctrl-C, words for the end. */
+#ifndef VIXEN_CLI_IMAGE_TOOL_H
+#define VIXEN_CLI_IMAGE_TOOL_H
+
+#include <jansson.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "block/job.h"
+
+struct image;
+struct loop;
+struct loop_fd;
+
+/* The commands: argv[0] is the command's name; an exit code. */
+int image_info(int argc, char **argv);
+int image_map(int argc, char **argv);
+int image_convert(int argc, char **argv);
+int image_compare(int argc, char **argv);
+int image_clone(int argc, char **argv);
+int image_resize(int argc, char **argv);
+int image_check(int argc, char **argv);
+int image_commit(int argc, char **argv);
+int image_rebase(int argc, char **argv);
+int image_snapshot(int argc, char **argv);
+
+enum {
+	EXIT_NO = 3,			/* it was done, and the answer is no: they differ, it is damaged */
+	EXIT_INTERRUPTED = 130,
+};
+
+struct tool {
+	const char *verb;		/* "image convert" */
+	struct loop *loop;
+	struct error e;
+	struct block_job job;		/* cancel is set by SIGINT, SIGTERM and SIGHUP while the tool changes things */
+	int signal_fd;
+	struct loop_fd *watch;
+	bool tty;
+	int percent;			/* last shown; -1: none */
+};
+
+/* changes: signals do not kill the program from here on, but set job.cancel.  -errno with t->e set. */
+int tool_init(struct tool *t, const char *verb, bool changes);
+/* Prints what went wrong if ret < 0; the exit code. */
+int tool_fini(struct tool *t, int ret);
+
+/* A disk file: a path, or a name in the catalog.  The file must be there. */
+int tool_path(struct tool *t, const char *ref, char out[PATH_MAX]);
+/* format NULL: as block_open; errors speak of the option that gives the format: "--disk-format". */
+int tool_open(struct tool *t, struct block **out, const char *path, const char *format, unsigned flags,
+	      const char *format_option);
+int tool_close(struct tool *t, struct block *b, int ret);	/* ret, or what the closing says */
+
+bool same_file(const char *a, const char *b);
+/* Refuses path if it is one of b's chain, whose `role` it would be. */
+int tool_not_in_chain(struct tool *t, struct block *b, const char *path, const char *what);
+
+/* Options that several have. */
+bool tool_format_parse(const char *verb, const char *option, const char *v);	/* raw or qcow2 */
+bool tool_json_parse(const char *verb, const char *v, bool *json);		/* --format table|json */
+bool tool_argument(const char *verb, const char *v, const char **slot, unsigned n);	/* the next of n */
+
+void image_describe(const struct image *img, bool json);	/* of the catalog (image.c) */
+
+/* Text from an image, safe on a terminal; out holds size bytes. */
+const char *plain(char *out, size_t size, const char *text);
+json_t *json_text(const char *text);		/* NULL, and what is no UTF-8, are fine */
+void json_print(json_t *j);			/* and drops it */
+void size_words(char out[64], uint64_t bytes);	/* "10.0 GiB (10737418240 bytes)" */
+
+#endif
