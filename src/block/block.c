@@ -144,8 +144,7 @@ void block_discard(struct block *b, uint64_t offset, uint64_t len, block_done_fn
 					     .opaque = opaque });
 }
 
-void block_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may_unmap, block_done_fn *done,
-			void *opaque)
+static void zeroes(struct block *b, uint64_t offset, uint64_t len, unsigned flags, block_done_fn *done, void *opaque)
 {
 	int ret = b->root->readonly ? -EROFS : bounds(b, offset, len);
 
@@ -153,7 +152,19 @@ void block_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may
 		done(opaque, ret);
 	else
 		submit(b, &(struct request){ .kind = ZEROES, .offset = offset, .len = len, .done = done,
-					     .flags = may_unmap ? NODE_ZERO_MAY_UNMAP : 0, .opaque = opaque });
+					     .flags = flags, .opaque = opaque });
+}
+
+void block_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may_unmap, block_done_fn *done,
+			void *opaque)
+{
+	zeroes(b, offset, len, may_unmap ? NODE_ZERO_MAY_UNMAP : 0, done, opaque);
+}
+
+void block_write_zeroes_fast(struct block *b, uint64_t offset, uint64_t len, bool may_unmap, block_done_fn *done,
+			     void *opaque)
+{
+	zeroes(b, offset, len, NODE_ZERO_NO_FALLBACK | (may_unmap ? NODE_ZERO_MAY_UNMAP : 0), done, opaque);
 }
 
 void block_status(struct block *b, uint64_t offset, uint64_t len, unsigned depth_max, struct block_status *out,

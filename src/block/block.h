@@ -132,6 +132,9 @@ void block_flush(struct block *b, block_done_fn *done, void *opaque);
 void block_discard(struct block *b, uint64_t offset, uint64_t len, block_done_fn *done, void *opaque);
 void block_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may_unmap,
 			block_done_fn *done, void *opaque);
+/* -EOPNOTSUPP where it would take writing the zeroes out. */
+void block_write_zeroes_fast(struct block *b, uint64_t offset, uint64_t len, bool may_unmap,
+			     block_done_fn *done, void *opaque);
 
 enum block_status_flags {
 	BLOCK_STATUS_DATA = 1,		/* has to be read */
@@ -172,6 +175,7 @@ int block_co_write(struct block *b, uint64_t offset, const void *buf, size_t len
 int block_co_flush(struct block *b);
 int block_co_discard(struct block *b, uint64_t offset, uint64_t len);
 int block_co_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may_unmap);
+int block_co_write_zeroes_fast(struct block *b, uint64_t offset, uint64_t len, bool may_unmap);
 int block_co_status(struct block *b, uint64_t offset, uint64_t len, unsigned depth_max, struct block_status *out);
 void block_co_hold(struct block *b);
 

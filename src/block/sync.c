@@ -45,6 +45,11 @@ int block_co_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool m
 	return CALL(b, block_write_zeroes(b, offset, len, may_unmap, DONE));
 }
 
+int block_co_write_zeroes_fast(struct block *b, uint64_t offset, uint64_t len, bool may_unmap)
+{
+	return CALL(b, block_write_zeroes_fast(b, offset, len, may_unmap, DONE));
+}
+
 int block_co_status(struct block *b, uint64_t offset, uint64_t len, unsigned depth_max, struct block_status *out)
 {
 	return CALL(b, block_status(b, offset, len, depth_max, out, DONE));

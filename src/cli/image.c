@@ -13,6 +13,7 @@
 #include "cli/catalog.h"
 #include "cli/image_create.h"
 #include "cli/image_tool.h"
+#include "cli/image_serve.h"
 #include "cli/options.h"
 #include "cli/verb.h"
 
@@ -308,6 +309,7 @@ static const struct subcommand {
 	{ "map", "FILE                where it holds what", image_map },
 	{ "resize", "FILE SIZE           make a disk larger or smaller", image_resize },
 	{ "check", "FILE                do its tables fit together?", image_check },
+	{ "serve", "FILE                export one by NBD", image_serve },
 	{ "snapshot", "create|list|apply|delete FILE NAME", image_snapshot },
 	{ "commit", "FILE                into its backing file", image_commit },
 	{ "rebase", "FILE                onto another backing file", image_rebase },
