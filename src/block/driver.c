@@ -9,7 +9,8 @@
 
 #include "block/node.h"
 
-const struct driver *const block_drivers[] = { &file_driver, &raw_driver, &qcow2_driver, NULL };
+const struct driver *const block_drivers[] = { &file_driver, &raw_driver, &qcow2_driver, &nbd_driver,
+						 &nbd_unix_driver, NULL };
 
 static bool is_protocol(const struct driver *d)
 {
@@ -71,11 +72,12 @@ static int format_probed(const struct driver **out, const struct node *file, con
 			 const uint8_t *head, size_t len, struct error *e)
 {
 	char what[192], todo[256];
+	bool local = protocol_of(file->path) == &file_driver;	/* a server may show the content of a file so named */
 
 	*out = &raw_driver;
 	snprintf(what, sizeof(what), "open disk '%.150s'", file->path);
 	for (const struct driver *const *d = block_drivers; *d; d++) {
-		bool named = has_suffix(file->path, (*d)->suffix);
+		bool named = local && has_suffix(file->path, (*d)->suffix);
 
 		if (!(*d)->probe)
 			continue;

@@ -1,7 +1,7 @@
 /*
  * Block nodes, what disks are made of; for the files of this room.
  *
- *	struct block ──root──▶ [filter] ──FILE──▶ format ──FILE──▶ protocol (file, later NBD)
+ *	struct block ──root──▶ [filter] ──FILE──▶ format ──FILE──▶ protocol (file, NBD)
  *	 (user's handle:                           │  └──DATA────▶ protocol	external data file
  *	  bounds, accounting)                      └──BACKING──▶ format ──FILE──▶ protocol ...
  *
@@ -137,7 +137,7 @@ struct driver {
 	int (*co_make)(const char *path, bool overwrite, struct error *e);
 };
 
-extern const struct driver file_driver, raw_driver, qcow2_driver;
+extern const struct driver file_driver, raw_driver, qcow2_driver, nbd_driver, nbd_unix_driver;
 extern const struct node_ops overlay_ops;
 extern const struct driver *const block_drivers[];	/* formats and protocols, NULL at the end */
 const struct driver *driver_find(const char *name);
