@@ -35,16 +35,17 @@ _vixen_image()
 	case $prev in
 	--format) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
 	--arch) COMPREPLY=($(compgen -W 'amd64 i386' -- "$cur")); return ;;
-	--name | --kernel-package | --size | --include | --mirror | --cluster-size | --sparse | --parallel) return ;;
+	--name | --kernel-package | --size | --include | --mirror | --cluster-size | --sparse | --parallel | --export |
+		--description | --listen) return ;;
 	--from | --to | --disk-format | --format-a | --format-b | --backing-format)
 		COMPREPLY=($(compgen -W 'raw qcow2' -- "$cur")); return ;;
 	--compression) COMPREPLY=($(compgen -W 'zlib zstd' -- "$cur")); return ;;
 	--repair) COMPREPLY=($(compgen -W 'leaks all' -- "$cur")); return ;;
-	--backing) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+	--backing | --socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
 	esac
 	if [ "$COMP_CWORD" = 2 ]; then
 		COMPREPLY=($(compgen -W 'build create list info clone convert compare map resize check snapshot commit rebase
-			--help' -- "$cur"))
+			serve --help' -- "$cur"))
 		return
 	fi
 	if [ "${COMP_WORDS[2]}" = snapshot ] && [ "$COMP_CWORD" = 3 ]; then

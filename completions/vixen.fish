@@ -25,7 +25,7 @@ complete -c vixen -n $run -f -l perf-map -d 'Name translated code for perf'
 complete -c vixen -n $run -f -l interpret -d 'Interpret only'
 
 set -l image '__fish_seen_subcommand_from image'
-set -l commands build create list info clone convert compare map resize check snapshot commit rebase
+set -l commands build create list info clone convert compare map resize check snapshot commit rebase serve
 complete -c vixen -n "$image; and not __fish_seen_subcommand_from $commands" -f -a "$commands"
 set -l build "$image; and __fish_seen_subcommand_from build"
 complete -c vixen -n $build -f -a debian-12
@@ -36,6 +36,14 @@ complete -c vixen -n $build -x -l size -d 'Size of the disk'
 complete -c vixen -n $build -x -l include -d 'More packages'
 complete -c vixen -n $build -x -l mirror -d 'Where packages come from'
 complete -c vixen -n $build -f -l force -d 'Build again'
+set -l serve "$image; and __fish_seen_subcommand_from serve"
+complete -c vixen -n $serve -r -l socket -d 'Listen on a Unix socket'
+complete -c vixen -n $serve -x -l listen -d 'Listen on TCP'
+complete -c vixen -n $serve -x -l export -d 'What clients ask for'
+complete -c vixen -n $serve -x -l description -d 'What the export is'
+complete -c vixen -n $serve -f -l read-only -d 'Refuse writes'
+complete -c vixen -n $serve -x -l disk-format -a 'raw qcow2' -d 'Of the file'
+complete -c vixen -n $serve -f -l once -d 'End when the last client has left'
 complete -c vixen -n '__fish_seen_subcommand_from list status doctor' -x -l format -a 'table json' -d Output
 complete -c vixen -n '__fish_seen_subcommand_from status stop pause resume' -f -a "(vixen list 2>/dev/null | tail -n +2 | string replace -r ' .*' '')"
 complete -c vixen -n '__fish_seen_subcommand_from stop' -f -l now -d 'Do not ask the guest'

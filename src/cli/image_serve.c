@@ -39,7 +39,7 @@ static bool set_file(void *s, const char *v)
 	((struct serve *)s)->file = v;
 	return true;
 }
-static bool set_image_format(void *s, const char *v) { ((struct serve *)s)->format = v; return true; }
+static bool set_disk_format(void *s, const char *v) { ((struct serve *)s)->format = v; return true; }
 static bool set_description(void *s, const char *v) { ((struct serve *)s)->description = v; return true; }
 static bool set_export(void *s, const char *v)
 {
@@ -57,7 +57,7 @@ static bool set_readonly(void *s, const char *v) { (void)v; return ((struct serv
 static bool set_once(void *s, const char *v) { (void)v; return ((struct serve *)s)->once = true; }
 
 static const struct option_row serve_options[] = {
-	{ "image-format", "raw|qcow2", "of the file, where its name does not say", set_image_format },
+	{ "disk-format", "raw|qcow2", "of the file, where its name does not say", set_disk_format },
 	{ "export", "NAME", "what clients ask for (default: the export without a name)", set_export },
 	{ "description", "TEXT", "what the export is, for clients that ask", set_description },
 	{ "read-only", NULL, "refuse writes; others may read the image meanwhile", set_readonly },

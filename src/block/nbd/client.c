@@ -393,4 +393,5 @@ static int nbd_open(struct node *n, const struct node_open *how, struct error *e
 }
 
 const struct driver nbd_driver = { .name = "nbd", .prefix = "nbd:", .ops = &nbd_ops, .co_open = nbd_open };
-const struct driver nbd_unix_driver = { .name = "nbd+unix", .prefix = "nbd+unix:", .ops = &nbd_ops, .co_open = nbd_open };
+const struct driver nbd_unix_driver = { .name = "nbd+unix", .prefix = "nbd+unix:", .ops = &nbd_ops,
+					.co_open = nbd_open };

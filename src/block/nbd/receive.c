@@ -1,4 +1,4 @@
-/* The client's receiver: replies, which come in any order ("Transmission" in proto.md), each checked against its slot. */
+/* The client's receiver: replies ("Transmission" in proto.md), in any order, each checked against its slot. */
 #include <endian.h>
 #include <errno.h>
 #include <string.h>
