@@ -29,6 +29,7 @@ struct serve {
 	struct block *disk;
 	struct nbd_server *server;
 	int listener, signals;
+	struct loop_fd *signal_watch;
 	char where[256];		/* the URI */
 };
 
@@ -216,9 +217,10 @@ static int signals_open(struct serve *s, struct error *e)
 	sigaddset(&set, SIGHUP);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	s->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (s->signals < 0 || !loop_fd_add(s->loop, s->signals, EPOLLIN, on_signal, s))
-		return error_errno(e, s->signals < 0 ? errno : ENOMEM, NULL, "wait for signals");
-	return 0;
+	if (s->signals < 0)
+		return error_errno(e, errno, "raise the limit of open files (ulimit -n)", "wait for signals");
+	s->signal_watch = loop_fd_add(s->loop, s->signals, EPOLLIN, on_signal, s);
+	return s->signal_watch ? 0 : error_errno(e, ENOMEM, NULL, "wait for signals");
 }
 
 static int serve_start(struct serve *s, struct error *e)
@@ -261,6 +263,7 @@ static int serve_end(struct serve *s, struct error *e)
 		close_ret = block_close(s->disk);
 		ret = ret ? ret : close_ret;
 	}
+	loop_fd_del(s->signal_watch);
 	loop_free(s->loop);
 	if (s->listener >= 0)
 		close(s->listener);
