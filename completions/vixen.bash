@@ -35,8 +35,8 @@ _vixen_image()
 	case $prev in
 	--format) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
 	--arch) COMPREPLY=($(compgen -W 'amd64 i386' -- "$cur")); return ;;
-	--name | --kernel-package | --size | --include | --mirror | --cluster-size | --sparse | --parallel | --export |
-		--description | --listen) return ;;
+	--name | --kernel-package | --size | --include | --mirror | --cluster-size | --sparse | --parallel) return ;;
+	--export | --description | --listen) return ;;
 	--from | --to | --disk-format | --format-a | --format-b | --backing-format)
 		COMPREPLY=($(compgen -W 'raw qcow2' -- "$cur")); return ;;
 	--compression) COMPREPLY=($(compgen -W 'zlib zstd' -- "$cur")); return ;;
@@ -73,6 +73,7 @@ _vixen_image_options()
 	   check) options='--repair --disk-format --format' ;;
 	   snapshot) options='--disk-format --format' ;;
 	   commit) options='--disk-format' ;;
+	   serve) options='--socket --listen --export --description --read-only --once --disk-format' ;;
 	   rebase) options='--backing --backing-format --no-backing --unsafe --disk-format' ;;
 	   esac
 	   case $cur in
