@@ -175,6 +175,12 @@ static void operand(struct program *p, unsigned reg, unsigned base, int32_t disp
 		put32(p, (uint32_t)disp);
 }
 
+/* Mostly near; far ones make more than one group of one value. */
+static int32_t pick_disp(struct program *p)
+{
+	return rnd(p, 6) ? (int32_t)rnd(p, 96) - 32 : (int32_t)rnd(p, 1200) - 600;
+}
+
 static void access_insn(struct program *p)
 {
 	static const uint8_t ops[] = { 0x8b, 0x89, 0x8b, 0x89, 0x8a, 0x88, 0x03, 0x01, 0x39, 0x3b };
@@ -184,7 +190,7 @@ static void access_insn(struct program *p)
 		put(p, 0x66);
 	put(p, 0x40 | (w == 1 ? 8 : 0) | (reg & 8 ? 4 : 0) | (base & 8 ? 1 : 0));
 	put(p, ops[rnd(p, sizeof ops)]);
-	operand(p, reg, base, (int32_t)rnd(p, 96) - 32);
+	operand(p, reg, base, pick_disp(p));
 }
 
 static void vector_insn(struct program *p)
@@ -226,9 +232,24 @@ static void base_insn(struct program *p)
 	}
 }
 
+static void stack_run(struct program *p)
+{
+	unsigned op = rnd(p, 2) ? 0x50 : 0x58;
+
+	for (unsigned n = 2 + rnd(p, 9); n; n--) {
+		unsigned reg = pick_value(p);
+		put(p, 0x40 | reg >> 3), put(p, op | (reg & 7));
+	}
+}
+
 static void stack_insn(struct program *p)
 {
 	unsigned reg = rnd(p, 3) ? pick_value(p) : pick_base(p);
+
+	if (!rnd(p, 4)) {
+		stack_run(p);
+		return;
+	}
 
 	switch (rnd(p, 10)) {
 	case 8: case 9:		/* push [base + n], with or without an index: two accesses */
