@@ -314,9 +314,11 @@ static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, uns
 		return NULL;
 	case TEXIT_MISS:
 		if (d->flags & EXIT_GROUP) {
+			uint32_t generation = trans_of(v)->generation;
 			const uint8_t *host = group_exit(v, d, mode);
-			*step = !host;
-			return host;
+			/* All code gone: stepped here, as behind STI nothing may come between the two instructions. */
+			*step = !host || generation != trans_of(v)->generation;
+			return *step ? NULL : host;
 		}
 		if (miss_fill(v, d, mode))
 			return (const uint8_t *)d + d->rel;
