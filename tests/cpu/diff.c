@@ -289,6 +289,8 @@ static void case_check(struct session *d, unsigned e, unsigned i, bool memory)
 		return;		/* a jump into the page that Linux emulates for its processes */
 	if (native.vector != VECTOR_EXIT && strayed(d, i, native.rip))
 		return;
+	if (soft.vector == EXC_BP && strayed(d, i, soft.rip - 1))
+		return;		/* behind another case's end: the host's exit there is code, which may lead anywhere */
 	normalise(d, &native, exit_va, true);
 	normalise(d, &soft, exit_va, false);
 	if (!choice_apply(c, &d->sh->in[i], &native, &soft, &ch)) {
