@@ -190,6 +190,13 @@ bool cpu_model_has(const struct cpu_model *model, enum x86_feature feature)
 	return feature == FEATURE_NONE || model->has[feature];
 }
 
+bool cpu_model_canonical(const struct cpu_model *model, uint64_t va)
+{
+	unsigned shift = model->has[FEATURE_LA57] ? 64 - 57 : 64 - 48;
+
+	return (uint64_t)((int64_t)(va << shift) >> shift) == va;
+}
+
 uint64_t cpu_model_cr4_mask(const struct cpu_model *model)
 {
 	static const struct { uint8_t feature; uint32_t bit; } gated[] = {

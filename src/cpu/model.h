@@ -33,6 +33,9 @@ void cpu_model_cpuid(const struct cpu_model *model, uint32_t leaf, uint32_t subl
 		     unsigned vcpu, unsigned vcpus, uint32_t out[4]);
 bool cpu_model_has(const struct cpu_model *model, enum x86_feature feature);
 bool cpu_model_amd(const struct cpu_model *model);	/* AuthenticAMD: SYSCALL in compatibility mode, no #GP quirks */
+/* May a base register (MSR, GDTR, TR...) hold it? That goes by the addresses that the CPU can have, not by CR4.LA57 (SDM
+ * vol. 3, 4.5.2). */
+bool cpu_model_canonical(const struct cpu_model *model, uint64_t va);
 unsigned cpu_model_phys_bits(const struct cpu_model *model);
 uint64_t cpu_model_cr4_mask(const struct cpu_model *model);	/* settable CR4 bits */
 uint64_t cpu_model_efer_mask(const struct cpu_model *model);

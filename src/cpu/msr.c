@@ -69,14 +69,6 @@ bool msr_get(const struct x86_state *s, const struct cpu_model *model, uint32_t 
 	return true;
 }
 
-/* WRMSR goes by what the CPU can have, not by CR4.LA57 (SDM vol. 3, 4.5.2: MSRs are checked for the CPU's own width). */
-static bool canonical(const struct cpu_model *model, uint64_t va)
-{
-	unsigned shift = cpu_model_has(model, FEATURE_LA57) ? 64 - 57 : 64 - 48;
-
-	return (uint64_t)((int64_t)(va << shift) >> shift) == va;
-}
-
 /* Memory types, SDM vol. 3 table 11-10; UC- (7) exists in the PAT only. */
 static bool memory_types_valid(uint64_t value, unsigned n, bool pat)
 {
@@ -133,7 +125,7 @@ bool msr_set(struct x86_state *s, const struct cpu_model *model, uint32_t msr, u
 		break;
 	case MSR_LSTAR: case MSR_CSTAR: case MSR_FS_BASE: case MSR_GS_BASE: case MSR_KERNEL_GS_BASE:
 	case MSR_SYSENTER_ESP: case MSR_SYSENTER_EIP:
-		if (!canonical(model, value))
+		if (!cpu_model_canonical(model, value))
 			return false;
 	}
 	*(uint64_t *)((char *)s + row->offset) = value;

@@ -1,4 +1,5 @@
 /* Instructions on segment registers, descriptors and descriptor tables. */
+#include "cpu/model.h"
 #include "engine/soft/handlers.h"
 
 static _Noreturn void ud(struct vcpu *v) { vcpu_raise(v, EXC_UD); }
@@ -68,7 +69,7 @@ static void table_load(struct vcpu *v, const struct insn *in, struct x86_table *
 
 	if (v->insn_mode != INSN_64 && in->opsize == 2)
 		base &= 0xffffff;
-	if (v->insn_mode == INSN_64 && !base_canonical(v, base))
+	if (v->insn_mode == INSN_64 && !cpu_model_canonical(v->en->model, base))
 		vcpu_raise_error(v, EXC_GP, 0);
 	t->base = base;
 	t->limit = (uint16_t)limit;
@@ -118,7 +119,7 @@ static uint64_t system_base(struct vcpu *v, uint16_t sel, const struct descripto
 		return desc_base(d);
 	if (!desc_read_upper(v, sel, gva, &upper) || (upper >> 40 & 0x1f))
 		vcpu_raise_error(v, EXC_GP, SEL_ERR(sel));
-	if (!base_canonical(v, desc_base(d) | upper << 32))
+	if (!cpu_model_canonical(v->en->model, desc_base(d) | upper << 32))
 		vcpu_raise_error(v, EXC_GP, SEL_ERR(sel));
 	return desc_base(d) | upper << 32;
 }

@@ -223,7 +223,7 @@ INTERP_HANDLER(op_invpcid)
 	if (type > 3 || (type < 2 && (pcid >> 12 || ((pcid & 0xfff) && !(v->s.cr4 & CR4_PCIDE)))))
 		gp(v);
 	if (type == 0) {
-		if (!base_canonical(v, va))
+		if (!cpu_model_canonical(v->en->model, va))
 			gp(v);
 		tlb_flush_pcid_page(v, (unsigned)pcid, va);
 	} else if (type == 1) {

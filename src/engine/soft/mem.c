@@ -202,7 +202,7 @@ static uint64_t next_page(const struct vcpu *v, uint64_t va)
 	return state_long(&v->s) ? next : (uint32_t)next;
 }
 
-/* Bases of tables may have more bits than addresses now have: base_canonical(). */
+/* Bases of tables may have more bits than addresses now have: cpu_model_canonical(). */
 static void lin_check(struct vcpu *v, uint64_t va)
 {
 	if (unlikely(!va_canonical(v, va)))

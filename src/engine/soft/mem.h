@@ -6,7 +6,6 @@
 
 #include <string.h>
 
-#include "cpu/model.h"
 #include "engine/soft/interp.h"
 
 /* Segment checks for all but the plain cases; raises #GP or #SS. */
@@ -46,13 +45,6 @@ void sys_probe(struct vcpu *v, uint64_t gva, unsigned n);
 static inline bool va_canonical(const struct vcpu *v, uint64_t va)
 {
 	unsigned sh = v->s.cr4 & CR4_LA57 ? 7 : 16;
-	return (uint64_t)((int64_t)(va << sh) >> sh) == va;
-}
-
-/* What goes into a base register goes by the addresses that the CPU can have, whatever CR4.LA57 says now (as in cpu/msr.c). */
-static inline bool base_canonical(const struct vcpu *v, uint64_t va)
-{
-	unsigned sh = cpu_model_has(v->en->model, FEATURE_LA57) ? 7 : 16;
 	return (uint64_t)((int64_t)(va << sh) >> sh) == va;
 }
 
