@@ -17,37 +17,19 @@ int block_run(struct loop *l, int (*fn)(void *arg), void *arg)
 
 /* --- running to the end: the disk's own completions first, so that nobody else's callbacks run if need not be --- */
 
-struct run {
-	int (*fn)(void *);
-	void *arg;
-	int ret;
-	bool done;
-};
-
-static void run_main(void *opaque)
+static int step_env(void *opaque)
 {
-	struct run *r = opaque;
+	struct block_env *env = opaque;
 
-	r->ret = r->fn(r->arg);
-	r->done = true;
+	if (!aio_in_flight(env->aio))
+		return loop_step(env->loop);
+	aio_wait(env->aio);
+	return 0;
 }
 
 int block_do(struct block_env *env, int (*fn)(void *), void *arg)
 {
-	struct run r = { .fn = fn, .arg = arg };
-	int ret;
-
-	if (co_self(env->co))
-		return fn(arg);
-	ret = co_start(env->co, run_main, &r);
-	while (!ret && !r.done) {
-		if (aio_in_flight(env->aio))
-			aio_wait(env->aio);
-		else
-			ret = loop_step(env->loop);
-	}
-	ASSERT(r.done || ret);
-	return ret ? ret : r.ret;
+	return co_run_by(env->co, fn, arg, step_env, env);
 }
 
 /* --- open --- */

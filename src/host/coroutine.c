@@ -320,21 +320,27 @@ static void run_main(void *opaque)
 	r->done = true;
 }
 
-int co_run(struct loop *l, int (*fn)(void *arg), void *arg)
+int co_run_by(struct coroutines *s, int (*fn)(void *arg), void *arg, int (*step)(void *opaque), void *opaque)
 {
-	struct coroutines *s = loop_coroutines(l);
 	struct run r = { .fn = fn, .arg = arg };
 	int ret;
 
-	if (!s)
-		return -ENOMEM;
 	if (s->current)
 		return fn(arg);
 	ret = co_start(s, run_main, &r);
 	while (!ret && !r.done)
-		ret = loop_step(l);
+		ret = step(opaque);
 	ASSERT(r.done || ret);
 	return ret ? ret : r.ret;
+}
+
+static int step_loop(void *opaque) { return loop_step(opaque); }
+
+int co_run(struct loop *l, int (*fn)(void *arg), void *arg)
+{
+	struct coroutines *s = loop_coroutines(l);
+
+	return s ? co_run_by(s, fn, arg, step_loop, l) : -ENOMEM;
 }
 
 void co_call_done(void *call, int ret)

@@ -39,6 +39,8 @@ void co_wake(struct coroutines *s, struct co *c);		/* c waits */
  * do one thing, and for opening and closing.  Other events of the loop are served meanwhile; a loop_stop() stays
  * pending.  Inside a coroutine it is just a call of fn. */
 int co_run(struct loop *l, int (*fn)(void *arg), void *arg);
+/* The same with events served by step(opaque), which waits for some and returns 0 or -errno. */
+int co_run_by(struct coroutines *s, int (*fn)(void *arg), void *arg, int (*step)(void *opaque), void *opaque);
 
 /*
  * One outstanding call with a callback:
