@@ -176,8 +176,7 @@ static const struct check {
 
 static bool set_format(void *json, const char *v)
 {
-	*(bool *)json = !strcmp(v, "json");
-	return !strcmp(v, "json") || !strcmp(v, "table") || usage_error("doctor", "--format '%s' is not table or json", v);
+	return json_parse("doctor", v, json);
 }
 
 static const struct option_row options[] = {
@@ -209,10 +208,9 @@ int verb_doctor(int argc, char **argv)
 		json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:s?}", "check", checks[i].name, "verdict",
 						      verdicts[f.verdict], "found", f.found, "todo", f.todo));
 	}
-	if (json) {
-		json_dumpf(list, stdout, JSON_INDENT(2));
-		putchar('\n');
-	}
-	json_decref(list);
+	if (json)
+		json_print(list);
+	else
+		json_decref(list);
 	return missing ? EXIT_FAILED : EXIT_OK;
 }

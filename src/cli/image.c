@@ -229,8 +229,7 @@ struct show {
 
 static bool set_format(void *s, const char *v)
 {
-	((struct show *)s)->json = !strcmp(v, "json");
-	return !strcmp(v, "json") || !strcmp(v, "table") || usage_error("image", "--format '%s' is not table or json", v);
+	return json_parse("image", v, &((struct show *)s)->json);
 }
 static const struct option_row show_options[] = {
 	{ "format", "table|json", "default table", set_format },

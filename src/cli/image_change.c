@@ -102,7 +102,7 @@ static bool set_check_format(void *o, const char *v)
 }
 static bool set_check_json(void *o, const char *v)
 {
-	return tool_json_parse("image check", v, &((struct check *)o)->json);
+	return json_parse("image check", v, &((struct check *)o)->json);
 }
 static bool set_repair(void *o, const char *v)
 {

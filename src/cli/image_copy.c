@@ -261,7 +261,7 @@ static bool set_format_b(void *o, const char *v)
 }
 static bool set_json(void *o, const char *v)
 {
-	return tool_json_parse("image compare", v, &((struct compare *)o)->json);
+	return json_parse("image compare", v, &((struct compare *)o)->json);
 }
 static bool set_pair(void *o, const char *v)
 {

@@ -18,7 +18,7 @@ struct look {
 
 static bool set_json(void *o, const char *v)
 {
-	return tool_json_parse(((struct look *)o)->verb, v, &((struct look *)o)->json);
+	return json_parse(((struct look *)o)->verb, v, &((struct look *)o)->json);
 }
 static bool set_format(void *o, const char *v)
 {

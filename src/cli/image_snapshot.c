@@ -33,7 +33,7 @@ static bool set_format(void *o, const char *v)
 }
 static bool set_json(void *o, const char *v)
 {
-	return tool_json_parse("image snapshot", v, &((struct snapshot *)o)->json);
+	return json_parse("image snapshot", v, &((struct snapshot *)o)->json);
 }
 static bool set_argument(void *o, const char *v)
 {

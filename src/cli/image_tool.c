@@ -137,12 +137,6 @@ bool tool_format_parse(const char *verb, const char *option, const char *v)
 	       usage_error(verb, "--%s '%s' is not raw or qcow2", option, v);
 }
 
-bool tool_json_parse(const char *verb, const char *v, bool *json)
-{
-	*json = !strcmp(v, "json");
-	return *json || !strcmp(v, "table") || usage_error(verb, "--format '%s' is not table or json", v);
-}
-
 bool tool_argument(const char *verb, const char *v, const char **slot, unsigned n)
 {
 	for (unsigned i = 0; i < n; i++) {
@@ -180,13 +174,6 @@ json_t *json_text(const char *text)
 	char safe[PATH_MAX];
 	json_t *j = text ? json_string(text) : json_null();
 	return j ? j : json_string(plain(safe, sizeof safe, text));
-}
-
-void json_print(json_t *j)
-{
-	json_dumpf(j, stdout, JSON_INDENT(2));
-	putchar('\n');
-	json_decref(j);
 }
 
 void size_words(char out[64], uint64_t bytes)

@@ -60,7 +60,6 @@ int tool_not_in_chain(struct tool *t, struct block *b, const char *path, const c
 
 /* Options that several have. */
 bool tool_format_parse(const char *verb, const char *option, const char *v);	/* raw or qcow2 */
-bool tool_json_parse(const char *verb, const char *v, bool *json);		/* --format table|json */
 bool tool_argument(const char *verb, const char *v, const char **slot, unsigned n);	/* the next of n */
 
 void image_describe(const struct image *img, bool json);	/* of the catalog (image.c) */
@@ -68,7 +67,6 @@ void image_describe(const struct image *img, bool json);	/* of the catalog (imag
 /* Text from an image, safe on a terminal; out holds size bytes. */
 const char *plain(char *out, size_t size, const char *text);
 json_t *json_text(const char *text);		/* NULL, and what is no UTF-8, are fine */
-void json_print(json_t *j);			/* and drops it */
 void size_words(char out[64], uint64_t bytes);	/* "10.0 GiB (10737418240 bytes)" */
 
 #endif

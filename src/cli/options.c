@@ -197,3 +197,16 @@ bool size_parse(const char *text, uint64_t *bytes)
 	*bytes = v << shift;
 	return true;
 }
+
+bool json_parse(const char *verb, const char *v, bool *json)
+{
+	*json = !strcmp(v, "json");
+	return *json || !strcmp(v, "table") || usage_error(verb, "--format '%s' is not table or json", v);
+}
+
+void json_print(json_t *j)
+{
+	json_dumpf(j, stdout, JSON_INDENT(2));
+	putchar('\n');
+	json_decref(j);
+}

@@ -2,6 +2,7 @@
 #ifndef VIXEN_CLI_OPTIONS_H
 #define VIXEN_CLI_OPTIONS_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -32,5 +33,9 @@ const char *nearest(const char *typed, const char *const *candidates);
 /* "512M", "2G", "1073741824": false when malformed or out of range. */
 bool size_parse(const char *text, uint64_t *bytes);
 bool number_parse(const char *text, uint64_t max, uint64_t *out);
+
+/* --format table|json: false when it is neither, and said so. */
+bool json_parse(const char *verb, const char *v, bool *json);
+void json_print(json_t *j);	/* to stdout, and drops it */
 
 #endif

@@ -14,8 +14,7 @@ struct ask { const char *verb, *name; bool json, now; unsigned seconds; json_t *
 static bool set_format(void *opaque, const char *v)
 {
 	struct ask *a = opaque;
-	a->json = !strcmp(v, "json");
-	return a->json || !strcmp(v, "table") || usage_error(a->verb, "--format '%s' is not table or json", v);
+	return json_parse(a->verb, v, &a->json);
 }
 static bool set_name(void *opaque, const char *v)
 {
@@ -76,13 +75,6 @@ static bool list_one(void *opaque, const char *name)
 	return true;
 }
 
-static void json_show(json_t *j)
-{
-	json_dumpf(j, stdout, JSON_INDENT(2));
-	putchar('\n');
-	json_decref(j);
-}
-
 static int failed(const struct error *e)
 {
 	error_print(e);
@@ -105,7 +97,7 @@ int verb_list(int argc, char **argv)
 		printf("%-20s %-8s %-6s %4s %10s %10s %8s\n", "NAME", "STATE", "ENGINE", "CPUS", "MEMORY", "UPTIME", "PID");
 	ret = runtime_each(list_one, &a, &e);
 	if (a.json)
-		json_show(a.list);
+		json_print(a.list);
 	return ret < 0 ? failed(&e) : EXIT_OK;
 }
 
@@ -153,7 +145,7 @@ int verb_status(int argc, char **argv)
 		return failed(&e);
 	json_object_set_new(s, "name", json_string(a.name));
 	if (a.json) {
-		json_show(s);
+		json_print(s);
 		return EXIT_OK;
 	}
 	json_unpack(s, "{s:s, s:s, s:i, s:I, s:I, s:i}", "state", &state, "engine", &engine, "cpus", &cpus, "memory_bytes",
