@@ -66,6 +66,9 @@ struct block_options {
 	const struct block *beside;	/* share this disk's queue to the host; same loop */
 };
 
+/* The path is no file's, but the address of a server: "nbd://...", "nbd+unix://...". */
+bool block_path_remote(const char *path);
+
 /* Locks the files (OFD lock: one writer or many readers); -EBUSY when another VM has one.  Runs the disk's I/O until
  * all of the chain is open; no file is opened later.  Not from a callback of the loop, but coroutines may. */
 int block_open_with(struct block **out, struct loop *l, const char *path, const struct block_options *o,
@@ -75,6 +78,9 @@ int block_open(struct block **out, struct loop *l, const char *path, const char 
 /* Waits for requests under way, writes back what the format caches, unlocks.  0 or the first -errno of that writing:
  * then the image may have leaked space, but what was flushed is whole.  NULL is fine. */
 int block_close(struct block *b);
+/* A disk that is given up: requests that wait for a server fail now, as do later ones; files are not concerned.  What is
+ * left to do is to close it.  From the loop's thread, callbacks included. */
+void block_interrupt(struct block *b);
 
 /* What a new image shall be; zeroed memory is the defaults. */
 struct block_create {

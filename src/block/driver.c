@@ -33,12 +33,17 @@ static const struct driver *protocol_of(const char *path)
 	return &file_driver;
 }
 
+bool block_path_remote(const char *path)
+{
+	return protocol_of(path) != &file_driver;
+}
+
 char *node_path_relative(const char *base, const char *path)
 {
 	const char *slash = strrchr(base, '/');
 	char *out = NULL;
 
-	if (*path == '/' || !slash || protocol_of(path) != &file_driver)
+	if (*path == '/' || !slash || block_path_remote(path))
 		return strdup(path);
 	return asprintf(&out, "%.*s%s", (int)(slash + 1 - base), base, path) < 0 ? NULL : out;
 }
@@ -72,7 +77,7 @@ static int format_probed(const struct driver **out, const struct node *file, con
 			 const uint8_t *head, size_t len, struct error *e)
 {
 	char what[192], todo[256];
-	bool local = protocol_of(file->path) == &file_driver;	/* a server may show the content of a file so named */
+	bool local = !block_path_remote(file->path);	/* a server may show the content of a file so named */
 
 	*out = &raw_driver;
 	snprintf(what, sizeof(what), "open disk '%.150s'", file->path);

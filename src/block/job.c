@@ -129,5 +129,5 @@ int job_walk(struct block_job *j, const struct job_walk *w)
 	}
 	while (k.workers)
 		co_queue_wait(k.co, &k.end);
-	return k.ret;
+	return k.ret && j->cancel ? -ECANCELED : k.ret;	/* a disk that was interrupted as well fails by that */
 }

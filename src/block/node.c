@@ -56,6 +56,16 @@ struct node *node_new(struct block_env *env, const struct node_ops *ops, const c
 	return n;
 }
 
+void node_interrupt(struct node *n)
+{
+	if (!n)
+		return;
+	if (n->ops->interrupt)
+		n->ops->interrupt(n);
+	for (int i = 0; i < NODE_CHILDREN; i++)
+		node_interrupt(n->child[i]);
+}
+
 int node_co_close(struct node *n)
 {
 	int ret = 0;

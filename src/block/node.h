@@ -106,6 +106,8 @@ struct node_ops {
 	int (*co_snapshot_apply)(struct node *n, const char *snapshot, struct error *e);
 	int (*co_snapshot_delete)(struct node *n, const char *snapshot, struct error *e);
 
+	/* Protocols: requests that wait for a server end with an error, and so do later ones. */
+	void (*interrupt)(struct node *n);
 	/* Writes back and frees impl, before the children are closed; also after a failed open, with what impl has by
 	 * then.  0 or -errno of the writing. */
 	int (*co_close)(struct node *n);
@@ -159,6 +161,7 @@ int node_co_open_backing(struct node *n, const struct node_open *how, const char
 			 struct error *e);
 /* path as seen from the file `base`: absolute ones and those with a protocol stay.  malloc'd; NULL: no memory. */
 char *node_path_relative(const char *base, const char *path);
+void node_interrupt(struct node *n);		/* and all below it */
 int node_co_close(struct node *n);		/* NULL is fine */
 /* A filter with unlinked storage in front of base, which it owns; NULL base on failure stays the caller's. */
 int overlay_new(struct node **out, struct node *base, struct error *e);

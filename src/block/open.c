@@ -134,6 +134,11 @@ int block_close(struct block *b)
 	return ret;
 }
 
+void block_interrupt(struct block *b)
+{
+	node_interrupt(b->root);
+}
+
 /* --- create --- */
 
 struct creation {

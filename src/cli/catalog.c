@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/endian.h"
+#include "block/block.h"
 
 static bool path_join(char out[PATH_MAX], const char *dir, const char *name)
 {
@@ -97,8 +98,8 @@ static bool image_load(struct image *img, const char *dir)
 
 static int find_path(struct image *img, const char *ref, struct error *e)
 {
-	struct stat st;
-	if (stat(ref, &st))
+	struct stat st = { 0 };
+	if (!block_path_remote(ref) && stat(ref, &st))
 		return error_errno(e, errno, "check the path; vixen image list names the images", "open image '%s'", ref);
 	if (S_ISDIR(st.st_mode)) {
 		if (image_load(img, ref))

@@ -22,7 +22,8 @@ struct image {
 
 /* The directory of images; it may not exist yet. */
 int catalog_dir(char out[PATH_MAX], struct error *e);
-/* ref: a name in the catalog, or a path (with a slash) to an image's directory or a disk file. */
+/* ref: a name in the catalog, or a path (with a slash) to an image's directory or a disk file, or the
+ * address of a server, which is not asked anything yet. */
 int catalog_find(struct image *img, const char *ref, struct error *e);
 /* Calls fn for each image, by name. fn returns false to stop. */
 int catalog_each(bool (*fn)(void *opaque, const struct image *img), void *opaque, struct error *e);

@@ -21,8 +21,12 @@ static void on_signal(void *opaque, uint32_t events)
 	struct tool *t = opaque;
 	struct signalfd_siginfo info;
 	(void)events;
-	if (read(t->signal_fd, &info, sizeof info) == sizeof info)
-		t->job.cancel = true;
+	if (read(t->signal_fd, &info, sizeof info) != sizeof info)
+		return;
+	t->job.cancel = true;
+	for (unsigned i = 0; i < TOOL_DISKS; i++)
+		if (t->open[i])
+			block_interrupt(t->open[i]);
 }
 
 static void on_progress(void *opaque, uint64_t done, uint64_t total)
@@ -94,6 +98,16 @@ int tool_path(struct tool *t, const char *ref, char out[PATH_MAX])
 	return ret;
 }
 
+/* Puts b into the place of old, if there is one. */
+static void remember(struct tool *t, const struct block *old, struct block *b)
+{
+	for (unsigned i = 0; i < TOOL_DISKS; i++)
+		if (t->open[i] == old) {
+			t->open[i] = b;
+			return;
+		}
+}
+
 int tool_open(struct tool *t, struct block **out, const char *path, const char *format, unsigned flags,
 	      const char *format_option)
 {
@@ -102,11 +116,15 @@ int tool_open(struct tool *t, struct block **out, const char *path, const char *
 		snprintf(t->e.todo, sizeof t->e.todo, "say which it is: %s raw|qcow2", format_option);
 	if (ret == -EBUSY)
 		snprintf(t->e.todo, sizeof t->e.todo, "stop the VM first");
+	if (!ret)
+		remember(t, NULL, *out);
 	return ret;
 }
 
 int tool_close(struct tool *t, struct block *b, int ret)
 {
+	if (b)
+		remember(t, b, NULL);
 	int closed = block_close(b);
 	if (ret >= 0 && closed)
 		return error_errno(&t->e, -closed, "check the image: vixen image check --repair leaks", "close the image");

@@ -29,6 +29,7 @@ int image_snapshot(int argc, char **argv);
 enum {
 	EXIT_NO = 3,			/* it was done, and the answer is no: they differ, it is damaged */
 	EXIT_INTERRUPTED = 130,
+	TOOL_DISKS = 4,
 };
 
 struct tool {
@@ -36,6 +37,7 @@ struct tool {
 	struct loop *loop;
 	struct error e;
 	struct block_job job;		/* cancel is set by SIGINT, SIGTERM and SIGHUP while the tool changes things */
+	struct block *open[TOOL_DISKS];	/* interrupted by these signals, too; NULL: free */
 	int signal_fd;
 	struct loop_fd *watch;
 	bool tty;

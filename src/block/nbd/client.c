@@ -332,9 +332,18 @@ static int nbd_close(struct node *n)
 	return 0;
 }
 
+static void nbd_interrupt(struct node *n)
+{
+	struct nbd_conn *c = n->impl;
+
+	c->closing = true;
+	nbd_sock_shutdown(&c->sock);	/* the receiver sees it and ends all requests */
+}
+
 static const struct node_ops nbd_ops = {
 	.name = "nbd", .co_readv = nbd_readv, .co_writev = nbd_writev, .co_flush = nbd_flush, .co_discard = nbd_discard,
-	.co_write_zeroes = nbd_write_zeroes, .co_status = nbd_status, .co_close = nbd_close,
+	.co_write_zeroes = nbd_write_zeroes, .co_status = nbd_status, .interrupt = nbd_interrupt,
+	.co_close = nbd_close,
 };
 
 /* What the server offers against what is wanted. */
