@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "host/loop.h"
+#include "host/workers.h"
 
 /* --- life --- */
 
@@ -21,8 +22,11 @@ struct block_env *env_new(struct loop *l, bool no_io_uring, struct error *e)
 	}
 	env->loop = l;
 	env->co = loop_coroutines(l);
-	ret = env->co ? aio_new(&env->aio, l, no_io_uring, e) : error_errno(e, ENOMEM, NULL, "start disk I/O");
+	env->workers = workers_new(l);
+	ret = env->co && env->workers ? aio_new(&env->aio, l, no_io_uring, e)
+				      : error_errno(e, ENOMEM, NULL, "start disk I/O");
 	if (ret) {
+		workers_free(env->workers);
 		free(env);
 		return NULL;
 	}
@@ -35,6 +39,7 @@ void env_put(struct block_env *env)
 	if (!env || --env->refs)
 		return;
 	aio_free(env->aio);
+	workers_free(env->workers);
 	free(env);
 }
 

@@ -33,6 +33,7 @@ struct block_env {
 	struct loop *loop;
 	struct aio *aio;
 	struct coroutines *co;
+	struct workers *workers;	/* for what takes long to compute */
 	unsigned refs;
 };
 

@@ -6,8 +6,27 @@
 #include <zstd.h>
 
 #include "block/qcow2/qcow2.h"
+#include "host/workers.h"
 
 #define DEFLATE_WINDOW 12	/* what readers of old versions can take */
+#define QUICK_BYTES 4096u	/* up to here handing it to a thread costs more than doing it */
+
+/* One cluster to be packed or unpacked. */
+struct packing {
+	bool zstd;
+	const uint8_t *src;
+	uint8_t *dst;
+	size_t len, room, packed;	/* packed: bytes; 0: no smaller */
+	int ret;
+};
+
+static void in_a_thread(const struct qcow2 *q, void (*fn)(void *packing), struct packing *p)
+{
+	if (q->cluster_bytes <= QUICK_BYTES)
+		fn(p);
+	else
+		workers_co_run(q->n->env->workers, fn, p);
+}
 
 static int inflate_cluster(const uint8_t *src, size_t len, uint8_t *dst, size_t want)
 {
@@ -42,15 +61,18 @@ static int unzstd_cluster(const uint8_t *src, size_t len, uint8_t *dst, size_t w
 	return out.pos == want && !ZSTD_isError(ret) ? 0 : -EIO;
 }
 
-int cluster_decompress(const struct qcow2 *q, const uint8_t *src, size_t len, uint8_t *dst)
+static void decompress(void *packing)
 {
-	return (q->h.compression ? unzstd_cluster : inflate_cluster)(src, len, dst, q->cluster_bytes);
+	struct packing *p = packing;
+
+	p->ret = (p->zstd ? unzstd_cluster : inflate_cluster)(p->src, p->len, p->dst, p->room);
 }
 
 /* Sequential readers come back for the rest of a cluster: the last one stays in memory. */
 int qcow2_co_read_compressed(struct qcow2 *q, uint64_t raw, uint64_t at, const struct iovec *iov, int iovcnt,
 			     uint64_t skip, uint64_t len)
 {
+	struct packing p;
 	uint64_t host, bytes;
 	uint8_t *src, *plain;
 	int ret;
@@ -63,8 +85,11 @@ int qcow2_co_read_compressed(struct qcow2 *q, uint64_t raw, uint64_t at, const s
 	src = malloc(bytes);
 	plain = malloc(q->cluster_bytes);
 	ret = src && plain ? node_co_read(q->file, host, src, bytes) : -ENOMEM;
-	if (!ret)
-		ret = cluster_decompress(q, src, bytes, plain);
+	if (!ret) {
+		p = (struct packing){ q->h.compression, src, plain, bytes, q->cluster_bytes, 0, 0 };
+		in_a_thread(q, decompress, &p);
+		ret = p.ret;
+	}
 	if (!ret) {
 		iov_copy_in(iov, iovcnt, skip, plain + at, len);
 		free(q->plain);
@@ -96,6 +121,13 @@ static size_t zstd_cluster(const uint8_t *src, size_t len, uint8_t *dst, size_t 
 	size_t ret = ZSTD_compress(dst, room, src, len, ZSTD_CLEVEL_DEFAULT);
 
 	return ZSTD_isError(ret) ? 0 : ret;
+}
+
+static void compress_one(void *packing)
+{
+	struct packing *p = packing;
+
+	p->packed = (p->zstd ? zstd_cluster : deflate_cluster)(p->src, p->len, p->dst, p->room);
 }
 
 static int entry_set(struct qcow2 *q, uint64_t offset, uint64_t host, uint32_t len)
@@ -154,15 +186,14 @@ int qcow2_co_write_compressed(struct node *n, uint64_t offset, const void *buf, 
 	struct qcow2 *q = n->impl;
 	struct iovec iov = { (void *)buf, len };
 	uint8_t *full = calloc(1, q->cluster_bytes), *packed = malloc(q->cluster_bytes);
-	size_t size = 0;
+	struct packing p = { q->h.compression, full, packed, q->cluster_bytes, q->cluster_bytes - 1, 0, 0 };
 	int ret = q->external || q->crypt ? -EOPNOTSUPP : full && packed ? 0 : -ENOMEM;
 
 	if (!ret) {
 		memcpy(full, buf, len);
-		size = (q->h.compression ? zstd_cluster : deflate_cluster)(full, q->cluster_bytes, packed,
-									   q->cluster_bytes - 1);
-		ret = size ? write_packed(q, offset, packed, (uint32_t)size)
-			   : qcow2_co_write_guest(q, offset, &iov, 1);
+		in_a_thread(q, compress_one, &p);
+		ret = p.packed ? write_packed(q, offset, packed, (uint32_t)p.packed)
+			       : qcow2_co_write_guest(q, offset, &iov, 1);
 	}
 	free(full);
 	free(packed);

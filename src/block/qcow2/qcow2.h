@@ -282,7 +282,6 @@ int qcow2_co_write_zeroes(struct node *n, uint64_t offset, uint64_t len, unsigne
 int clusters_forget(struct qcow2 *q, uint64_t offset, uint64_t len, bool zero, bool keep_host);
 
 /* --- compress.c --- */
-int cluster_decompress(const struct qcow2 *q, const uint8_t *src, size_t len, uint8_t *dst);
 int qcow2_co_read_compressed(struct qcow2 *q, uint64_t raw, uint64_t in_cluster, const struct iovec *iov, int iovcnt,
 			     uint64_t skip, uint64_t len);
 int qcow2_co_write_compressed(struct node *n, uint64_t offset, const void *buf, size_t len);
