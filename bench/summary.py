@@ -141,15 +141,18 @@ def report(data, style=as_text):
     return lines + ["failed: %s" % line for line in data["failures"]]
 
 
-def write_into(path, data):
+def write_between(path, markers, lines):
     """Replaces what stands between the two markers of a document."""
-    begin, end = "<!-- bench/run writes this -->", "<!-- to here -->"
+    begin, end = markers
     with open(path) as file:
         text = file.read()
     head, _, rest = text.partition(begin)
     _, found, tail = rest.partition(end)
     if not found:
         raise ValueError("it has no markers '%s' and '%s'" % (begin, end))
-    body = "\n".join(report(data, as_markdown))
     with open(path, "w") as file:
-        file.write(head + begin + "\n" + body + "\n" + end + tail)
+        file.write(head + begin + "\n" + "\n".join(lines) + "\n" + end + tail)
+
+
+def write_into(path, data):
+    write_between(path, ("<!-- bench/run writes this -->", "<!-- to here -->"), report(data, as_markdown))
