@@ -41,7 +41,8 @@ _vixen_image()
 		COMPREPLY=($(compgen -W 'raw qcow2' -- "$cur")); return ;;
 	--compression) COMPREPLY=($(compgen -W 'zlib zstd' -- "$cur")); return ;;
 	--repair) COMPREPLY=($(compgen -W 'leaks all' -- "$cur")); return ;;
-	--backing | --socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+	--tls-certificates) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+	--backing | --socket | --tls-psk-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
 	esac
 	if [ "$COMP_CWORD" = 2 ]; then
 		COMPREPLY=($(compgen -W 'build create list info clone convert compare map resize check snapshot commit rebase
@@ -73,7 +74,8 @@ _vixen_image_options()
 	   check) options='--repair --disk-format --format' ;;
 	   snapshot) options='--disk-format --format' ;;
 	   commit) options='--disk-format' ;;
-	   serve) options='--socket --listen --export --description --read-only --once --disk-format' ;;
+	   serve) options='--socket --listen --export --description --read-only --once --disk-format --tls-certificates
+		--tls-verify-clients --tls-psk-file' ;;
 	   rebase) options='--backing --backing-format --no-backing --unsafe --disk-format' ;;
 	   esac
 	   case $cur in

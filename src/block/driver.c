@@ -10,7 +10,7 @@
 #include "block/node.h"
 
 const struct driver *const block_drivers[] = { &file_driver, &raw_driver, &qcow2_driver, &nbd_driver,
-						 &nbd_unix_driver, NULL };
+						 &nbd_unix_driver, &nbds_driver, &nbds_unix_driver, NULL };
 
 static bool is_protocol(const struct driver *d)
 {

@@ -15,6 +15,7 @@
 
 #include "block/block.h"
 #include "block/nbd/server.h"
+#include "block/nbd/tls.h"
 #include "cli/image_serve.h"
 #include "cli/options.h"
 #include "cli/verb.h"
@@ -24,13 +25,15 @@
 
 struct serve {
 	const char *file, *format, *name, *description, *socket, *listen;
+	struct nbd_tls_options tls;
 	bool readonly, once;
 	struct loop *loop;
 	struct block *disk;
+	struct nbd_tls *keys;		/* NULL: without TLS */
 	struct nbd_server *server;
 	int listener, signals;
 	struct loop_fd *signal_watch;
-	char where[256];		/* the URI */
+	char where[512];		/* the URI */
 };
 
 static bool set_file(void *s, const char *v)
@@ -55,6 +58,9 @@ static bool set_socket(void *s, const char *v)
 }
 static bool set_listen(void *s, const char *v) { ((struct serve *)s)->listen = v; return true; }
 static bool set_readonly(void *s, const char *v) { (void)v; return ((struct serve *)s)->readonly = true; }
+static bool set_certificates(void *s, const char *v) { ((struct serve *)s)->tls.certificates = v; return true; }
+static bool set_psk(void *s, const char *v) { ((struct serve *)s)->tls.psk_file = v; return true; }
+static bool set_verify(void *s, const char *v) { (void)v; return ((struct serve *)s)->tls.verify_clients = true; }
 static bool set_once(void *s, const char *v) { (void)v; return ((struct serve *)s)->once = true; }
 
 static const struct option_row serve_options[] = {
@@ -64,6 +70,9 @@ static const struct option_row serve_options[] = {
 	{ "read-only", NULL, "refuse writes; others may read the image meanwhile", set_readonly },
 	{ "socket", "PATH", "listen on a Unix socket, which only this user can open", set_socket },
 	{ "listen", "ADDRESS:PORT", "listen on TCP (default 127.0.0.1:10809); port 0: any", set_listen },
+	{ "tls-certificates", "DIR", "TLS only, with server-cert.pem and server-key.pem of that directory", set_certificates },
+	{ "tls-verify-clients", NULL, "only clients with a certificate of the directory's ca-cert.pem", set_verify },
+	{ "tls-psk-file", "FILE", "TLS only, with keys both sides have: lines of USER:HEX", set_psk },
 	{ "once", NULL, "end when the last client has left", set_once },
 	{ 0 },
 };
@@ -72,7 +81,8 @@ static const struct command serve_command = {
 	.verb = "image serve", .usage = "image serve FILE [OPTIONS]",
 	.about = "Exports a disk image by the NBD protocol, until Ctrl-C or SIGTERM. Other commands take the address that\n"
 		 "it prints in the place of an image.\n"
-		 "NBD as spoken here has neither passwords nor encryption: who reaches the port owns the disk.",
+		 "Without TLS, NBD has neither passwords nor encryption: who reaches the port owns the disk. With\n"
+		 "--tls-verify-clients or --tls-psk-file, only who has a certificate or a key does.",
 	.options = serve_options, .argument = set_file,
 };
 
@@ -114,7 +124,8 @@ static int listen_unix(struct serve *s, struct error *e)
 		return error_errno(e, err, "give another path, or remove the file", "listen on '%s'", s->socket);
 	}
 	s->listener = fd;
-	return snprintf(s->where, sizeof(s->where), "nbd+unix:///%s?socket=%s", s->name ? s->name : "", s->socket) < 0;
+	return snprintf(s->where, sizeof(s->where), "nbd%s+unix:///%s?socket=%s", s->keys ? "s" : "",
+			s->name ? s->name : "", s->socket) < 0;
 }
 
 /* "127.0.0.1:10809", "[::1]:10809", ":10809" for all addresses is not taken. */
@@ -161,8 +172,8 @@ static void name_tcp(struct serve *s)
 	if (!getsockname(s->listener, (struct sockaddr *)&a, &len))
 		getnameinfo((struct sockaddr *)&a, len, host, sizeof(host), port, sizeof(port),
 			    NI_NUMERICHOST | NI_NUMERICSERV);
-	snprintf(s->where, sizeof(s->where), a.ss_family == AF_INET6 ? "nbd://[%s]:%s/%s" : "nbd://%s:%s/%s", host, port,
-		 s->name ? s->name : "");
+	snprintf(s->where, sizeof(s->where), a.ss_family == AF_INET6 ? "nbd%s://[%s]:%s/%s" : "nbd%s://%s:%s/%s",
+		 s->keys ? "s" : "", host, port, s->name ? s->name : "");
 }
 
 static int listen_tcp(struct serve *s, struct error *e)
@@ -223,6 +234,12 @@ static int signals_open(struct serve *s, struct error *e)
 	return s->signal_watch ? 0 : error_errno(e, ENOMEM, NULL, "wait for signals");
 }
 
+static int keys_open(struct serve *s, struct error *e)
+{
+	s->tls.server = true;
+	return s->tls.certificates || s->tls.psk_file ? nbd_tls_new(&s->keys, &s->tls, e) : 0;
+}
+
 static int serve_start(struct serve *s, struct error *e)
 {
 	const struct nbd_server_options o = { .name = s->name, .description = s->description, .readonly = s->readonly,
@@ -235,10 +252,13 @@ static int serve_start(struct serve *s, struct error *e)
 		return error_errno(e, errno, "raise the limit of open files (ulimit -n)", "start the event loop");
 	ret = signals_open(s, e);
 	if (!ret)
+		ret = keys_open(s, e);
+	if (!ret)
 		ret = block_open(&s->disk, s->loop, s->file, s->format, s->readonly ? BLOCK_READONLY : 0, e);
 	if (ret)
 		return ret;
 	with_disk.disk = s->disk;
+	with_disk.tls = s->keys;
 	ret = nbd_server_new(&s->server, s->loop, &with_disk, e);
 	if (!ret)
 		ret = s->socket ? listen_unix(s, e) : listen_tcp(s, e);
@@ -256,6 +276,7 @@ static int serve_end(struct serve *s, struct error *e)
 	int ret = 0, close_ret;
 
 	nbd_server_free(s->server);
+	nbd_tls_free(s->keys);
 	if (s->listener >= 0 && s->socket)
 		unlink(s->socket);
 	if (s->disk) {
@@ -288,6 +309,18 @@ static int serve(struct serve *s, struct error *e)
 	return ret;
 }
 
+static bool serve_good(const struct serve *s)
+{
+	if (!s->file)
+		return usage_error("image serve", "no image given");
+	if (s->socket && s->listen)
+		return usage_error("image serve", "--socket and --listen exclude each other");
+	if (s->tls.certificates && s->tls.psk_file)
+		return usage_error("image serve", "--tls-certificates and --tls-psk-file exclude each other");
+	return !s->tls.verify_clients || s->tls.certificates ||
+	       usage_error("image serve", "--tls-verify-clients needs --tls-certificates");
+}
+
 int image_serve(int argc, char **argv)
 {
 	struct serve s = { .listener = -1, .signals = -1 };
@@ -296,10 +329,8 @@ int image_serve(int argc, char **argv)
 
 	if (ret >= 0)
 		return ret;
-	if (!s.file || (s.socket && s.listen)) {
-		usage_error("image serve", s.file ? "--socket and --listen exclude each other" : "no image given");
+	if (!serve_good(&s))
 		return EXIT_USAGE;
-	}
 	ret = serve(&s, &e);
 	end = serve_end(&s, &e);
 	if (end)

@@ -327,6 +327,7 @@ static int nbd_close(struct node *n)
 	while (c->receiving)
 		co_queue_wait(c->sock.co, &c->ended);
 	nbd_sock_fini(&c->sock);
+	nbd_tls_free(c->tls);
 	free(c);
 	n->impl = NULL;
 	return 0;
@@ -404,3 +405,6 @@ static int nbd_open(struct node *n, const struct node_open *how, struct error *e
 const struct driver nbd_driver = { .name = "nbd", .prefix = "nbd:", .ops = &nbd_ops, .co_open = nbd_open };
 const struct driver nbd_unix_driver = { .name = "nbd+unix", .prefix = "nbd+unix:", .ops = &nbd_ops,
 					.co_open = nbd_open };
+const struct driver nbds_driver = { .name = "nbds", .prefix = "nbds:", .ops = &nbd_ops, .co_open = nbd_open };
+const struct driver nbds_unix_driver = { .name = "nbds+unix", .prefix = "nbds+unix:", .ops = &nbd_ops,
+					 .co_open = nbd_open };

@@ -9,6 +9,7 @@
 
 #include "block/nbd/proto.h"
 #include "block/nbd/socket.h"
+#include "block/nbd/tls.h"
 #include "block/node.h"
 
 #define NBD_CLIENT_SLOTS 64u		/* requests under way */
@@ -18,6 +19,8 @@
 struct nbd_uri {
 	char socket[108], host[256], port[8];
 	char name[NBD_NAME_MAX + 1];
+	bool tls, any_peer;
+	char certificates[1024], psk_file[1024], username[256], hostname[256];	/* for TLS; "": not given */
 };
 int nbd_uri_parse(struct nbd_uri *u, const char *text, struct error *e);
 
@@ -41,6 +44,7 @@ struct nbd_slot {
 
 struct nbd_conn {
 	struct nbd_sock sock;
+	struct nbd_tls *tls;		/* NULL: in the clear */
 	struct node *n;
 	uint64_t size;
 	uint16_t flags;			/* enum nbd_export_flags */

@@ -30,6 +30,10 @@ static int broken(const struct nbd_conn *c, int err, struct error *e)
 	opening(what, c);
 	if (err == -EPROTO)
 		return error_set(e, EIO, "is that port an NBD server's?", what, "the server does not speak NBD as expected");
+	/* Under TLS 1.3 the server looks at the client's certificate late, and its alert may be lost as it hangs up. */
+	if (err == -EACCES || (c->sock.tls && (err == -ECONNRESET || err == -EPIPE)))
+		return error_set(e, EACCES, "check the certificate, or the key, that you show it", what,
+				 err == -EACCES ? "the server does not accept it for TLS" : "the server hung up on TLS");
 	if (err == -ECONNRESET || err == -EPIPE)
 		return error_set(e, EIO, "look at what the server says", what, "the server hung up");
 	return error_set(e, -err, "look at what the server says", what, "the server: %s", strerror(-err));
@@ -95,6 +99,17 @@ static int connect_tcp(struct nbd_conn *c, struct loop *l, const struct nbd_uri 
 	return ret ? error_errno(e, -ret, "is an NBD server running there?", "open disk '%s'", c->n->path) : 0;
 }
 
+static int tls_new(struct nbd_conn *c, const struct nbd_uri *u, struct error *e)
+{
+	const struct nbd_tls_options o = {
+		.certificates = *u->certificates ? u->certificates : NULL, .psk_file = *u->psk_file ? u->psk_file : NULL,
+		.username = *u->username ? u->username : NULL, .any_peer = u->any_peer,
+		.hostname = *u->hostname ? u->hostname : *u->host ? u->host : NULL,
+	};
+
+	return nbd_tls_new(&c->tls, &o, e);
+}
+
 /* --- options --- */
 
 struct reply {
@@ -124,6 +139,25 @@ static int reply_read(struct nbd_conn *c, uint32_t option, struct reply *r)
 	ret = nbd_sock_read(&c->sock, r->data, r->len);
 	r->data[ret ? 0 : r->len] = 0;
 	return ret;
+}
+
+static int start_tls(struct nbd_conn *c, struct reply *r, struct error *e)
+{
+	char what[192], why[NBD_TLS_WHY];
+	int ret = option_send(c, NBD_OPT_STARTTLS, NULL, 0);
+
+	if (!ret)
+		ret = reply_read(c, NBD_OPT_STARTTLS, r);
+	if (!ret && nbd_sock_has_ahead(&c->sock))
+		ret = -EPROTO;		/* nothing that came in the clear may be taken for something that came by TLS */
+	if (ret)
+		return broken(c, ret, e);
+	opening(what, c);
+	if (r->type != NBD_REP_ACK)
+		return error_set(e, EPROTO, "use nbd:// in place of nbds:// if that may be read by others", what,
+				 "the server has no TLS");
+	ret = nbd_tls_start(c->tls, &c->sock, why);
+	return ret ? error_set(e, EACCES, "check the certificates, or the key, of both sides", what, "no TLS: %s", why) : 0;
 }
 
 static int structured(struct nbd_conn *c, struct reply *r)
@@ -228,8 +262,7 @@ static int refused(struct nbd_conn *c, const struct nbd_uri *u, const struct rep
 		return error_set(e, ENOENT, "'nbdinfo --list' shows what it has", what, "the server has no export '%.80s'",
 				 u->name);
 	if (r->type == NBD_REP_ERR_TLS_REQD)
-		return error_set(e, EACCES, "let it serve without TLS on a socket or through a tunnel", what,
-				 "the server insists on TLS, which is not supported");
+		return error_set(e, EACCES, "use nbds:// or nbds+unix://", what, "the server insists on TLS");
 	return error_set(e, EIO, "look at what the server says", what, "the server refuses: %s",
 			 *said ? said : "it does not say why");
 }
@@ -305,6 +338,11 @@ static int negotiate(struct nbd_conn *c, const struct nbd_uri *u, struct error *
 	bool no_zeroes;
 	int ret = r.data ? greet(c, &no_zeroes) : -ENOMEM;
 
+	if (!ret && c->tls) {
+		ret = start_tls(c, &r, e);
+		if (ret)
+			goto out;
+	}
 	if (!ret)
 		ret = structured(c, &r);
 	if (!ret && c->structured)
@@ -313,6 +351,7 @@ static int negotiate(struct nbd_conn *c, const struct nbd_uri *u, struct error *
 		broken(c, ret, e);
 	else
 		ret = choose(c, u, &r, no_zeroes, e);
+out:
 	free(r.data);
 	return ret;
 }
@@ -323,6 +362,9 @@ int nbd_connect(struct nbd_conn *c, struct loop *l, const struct nbd_uri *u, str
 
 	c->min = 1;
 	c->max = NBD_PAYLOAD_MAX;
+	ret = u->tls ? tls_new(c, u, e) : 0;
+	if (ret)
+		return ret;
 	if (*u->socket) {
 		ret = connect_unix(c, l, u);
 		if (ret)

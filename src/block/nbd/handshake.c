@@ -6,8 +6,10 @@
 
 #include "base/endian.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "block/nbd/proto.h"
 #include "block/nbd/server_private.h"
+#include "block/nbd/tls.h"
 
 #define OPTION_BYTES (16u << 10)	/* kept of an option's data; longer ones are refused */
 #define OPTION_SKIP (1u << 20)		/* and from here on not even read */
@@ -232,8 +234,39 @@ static int structured(struct nbd_client *c, const struct option *o)
 	return reply(c, o, NBD_REP_ACK);
 }
 
+/* Nothing that was sent in the clear may be taken for something that came by TLS. */
+static int start_tls(struct nbd_client *c, const struct option *o)
+{
+	char why[NBD_TLS_WHY];
+	int ret;
+
+	if (o->len)
+		return reply_text(c, o, NBD_REP_ERR_INVALID, "STARTTLS takes no data");
+	if (nbd_sock_has_ahead(&c->sock))
+		return -EPROTO;
+	ret = reply(c, o, NBD_REP_ACK);
+	if (ret < 0)
+		return ret;
+	ret = nbd_tls_start(c->s->o.tls, &c->sock, why);
+	if (ret)
+		log_warn("NBD: no TLS with a client: %s", why);
+	return ret ? ret : NEXT;
+}
+
+static int before_tls(struct nbd_client *c, const struct option *o)
+{
+	switch (o->number) {
+	case NBD_OPT_STARTTLS: return start_tls(c, o);
+	case NBD_OPT_ABORT: reply(c, o, NBD_REP_ACK); return -ECONNABORTED;
+	case NBD_OPT_EXPORT_NAME: return -EACCES;
+	default: return reply_text(c, o, NBD_REP_ERR_TLS_REQD, "TLS comes first");
+	}
+}
+
 static int handle(struct nbd_client *c, const struct option *o, bool no_zeroes)
 {
+	if (c->s->o.tls && !c->sock.tls)
+		return before_tls(c, o);
 	switch (o->number) {
 	case NBD_OPT_EXPORT_NAME: return export_name(c, o, no_zeroes);
 	case NBD_OPT_ABORT: reply(c, o, NBD_REP_ACK); return -ECONNABORTED;
@@ -243,7 +276,9 @@ static int handle(struct nbd_client *c, const struct option *o, bool no_zeroes)
 	case NBD_OPT_STRUCTURED_REPLY: return structured(c, o);
 	case NBD_OPT_LIST_META_CONTEXT:
 	case NBD_OPT_SET_META_CONTEXT: return meta_context(c, o);
-	case NBD_OPT_STARTTLS: return reply_text(c, o, NBD_REP_ERR_UNSUP, "this server has no TLS");
+	case NBD_OPT_STARTTLS:
+		return c->sock.tls ? reply_text(c, o, NBD_REP_ERR_INVALID, "TLS has begun already")
+				   : reply_text(c, o, NBD_REP_ERR_UNSUP, "this server has no TLS");
 	default: return reply(c, o, NBD_REP_ERR_UNSUP);
 	}
 }

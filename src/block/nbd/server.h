@@ -15,6 +15,7 @@
 struct block;
 struct loop;
 struct nbd_server;
+struct nbd_tls;
 
 /* Strings are copied. */
 struct nbd_server_options {
@@ -22,6 +23,7 @@ struct nbd_server_options {
 	const char *name;		/* of the export; NULL: "", the default export, which every name-less client gets */
 	const char *description;	/* NULL: none */
 	bool readonly;
+	struct nbd_tls *tls;		/* all clients have to use it; stays the caller's; NULL: none can */
 	unsigned clients_max;		/* 0: 32 */
 	void (*left)(void *opaque);	/* the last client that had chosen the export */
 	void *opaque;

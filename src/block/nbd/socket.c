@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "block/nbd/tls.h"
 #include "block/node.h"
 
 #define AHEAD_BYTES 4096u
@@ -85,14 +86,18 @@ void nbd_sock_fini(struct nbd_sock *s)
 	loop_timer_free(s->timer);
 	close(s->fd);
 	free(s->ahead);
+	nbd_tls_end(s->tls);
 	*s = (struct nbd_sock){ .fd = -1 };
 }
 
 /* The kernel reports the hang-up as an event: that wakes. */
 void nbd_sock_shutdown(struct nbd_sock *s)
 {
-	if (s->open)
-		shutdown(s->fd, SHUT_RDWR);
+	if (!s->open)
+		return;
+	if (s->tls)
+		nbd_tls_bye(s);
+	shutdown(s->fd, SHUT_RDWR);
 }
 
 void nbd_sock_deadline(struct nbd_sock *s, uint64_t ns)
@@ -160,35 +165,49 @@ static size_t take_ahead(struct nbd_sock *s, void *buf, size_t len)
 	return len;
 }
 
-static int fill_ahead(struct nbd_sock *s)
+bool nbd_sock_has_ahead(const struct nbd_sock *s)
+{
+	return s->ahead_at < s->ahead_end;
+}
+
+ssize_t nbd_sock_raw_recv(struct nbd_sock *s, void *buf, size_t len)
 {
 	for (;;) {
-		ssize_t n = recv(s->fd, s->ahead, AHEAD_BYTES, 0);
+		ssize_t n = recv(s->fd, buf, len, 0);
 
-		if (n > 0) {
-			s->ahead_at = 0;
-			s->ahead_end = (size_t)n;
-			return 0;
-		}
+		if (n > 0)
+			return n;
 		if (!again(n))
 			return failed(s, n);
 		wait_in(s);
 	}
 }
 
+static ssize_t some(struct nbd_sock *s, void *buf, size_t len)
+{
+	return s->tls ? nbd_tls_read(s, buf, len) : nbd_sock_raw_recv(s, buf, len);
+}
+
+static int fill_ahead(struct nbd_sock *s)
+{
+	ssize_t n = some(s, s->ahead, AHEAD_BYTES);
+
+	if (n < 0)
+		return (int)n;
+	s->ahead_at = 0;
+	s->ahead_end = (size_t)n;
+	return 0;
+}
+
 static int read_direct(struct nbd_sock *s, uint8_t *buf, size_t len)
 {
 	while (len) {
-		ssize_t n = recv(s->fd, buf, len, 0);
+		ssize_t n = some(s, buf, len);
 
-		if (n > 0) {
-			buf += n;
-			len -= (size_t)n;
-		} else if (again(n)) {
-			wait_in(s);
-		} else {
-			return failed(s, n);
-		}
+		if (n < 0)
+			return (int)n;
+		buf += n;
+		len -= (size_t)n;
 	}
 	return 0;
 }
@@ -269,11 +288,45 @@ static int write_all(struct nbd_sock *s, struct iovec *iov, int cnt)
 	return 0;
 }
 
+int nbd_sock_raw_send(struct nbd_sock *s, const void *buf, size_t len)
+{
+	struct iovec iov = { (void *)buf, len };
+
+	return write_all(s, &iov, 1);
+}
+
+void nbd_sock_raw_try(struct nbd_sock *s, const void *buf, size_t len)
+{
+	if (send(s->fd, buf, len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		return;		/* it was a courtesy */
+}
+
+/* The head goes into the record of the first piece of data: small replies are one record. */
+static int write_tls(struct nbd_sock *s, const void *head, size_t len, const struct iovec *iov, int iovcnt)
+{
+	uint8_t first[1024];
+	size_t n = 0;
+	int ret;
+
+	if (iovcnt && len < sizeof(first)) {
+		n = iov->iov_len < sizeof(first) - len ? iov->iov_len : sizeof(first) - len;
+		memcpy(first, head, len);
+		memcpy(first + len, iov->iov_base, n);
+		head = first;
+	}
+	ret = nbd_tls_write(s, head, len + n);
+	for (int i = 0; i < iovcnt && !ret; i++, n = 0)
+		ret = nbd_tls_write(s, (uint8_t *)iov[i].iov_base + n, iov[i].iov_len - n);
+	return ret;
+}
+
 int nbd_sock_write(struct nbd_sock *s, const void *head, size_t len, const struct iovec *iov, int iovcnt)
 {
 	struct iovec part[VECTORS] = { { (void *)head, len } };
 	int n = 1, ret;
 
+	if (s->tls)
+		return write_tls(s, head, len, iov, iovcnt);
 	do {
 		while (n < VECTORS && iovcnt) {
 			part[n++] = *iov++;

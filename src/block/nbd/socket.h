@@ -14,8 +14,11 @@
 #include "host/coroutine.h"
 #include "host/loop.h"
 
+struct nbd_tls_stream;
+
 struct nbd_sock {
 	int fd;
+	struct nbd_tls_stream *tls;	/* what is read and written goes through it (tls.h); NULL: none */
 	struct coroutines *co;
 	struct loop_fd *watch;
 	struct loop_timer *timer;
@@ -39,6 +42,12 @@ int nbd_sock_readv(struct nbd_sock *s, const struct iovec *iov, int iovcnt);
 int nbd_sock_skip(struct nbd_sock *s, uint64_t len);
 /* A head and then iov, which may be empty. */
 int nbd_sock_write(struct nbd_sock *s, const void *head, size_t len, const struct iovec *iov, int iovcnt);
+bool nbd_sock_has_ahead(const struct nbd_sock *s);	/* bytes came that nobody has read yet */
 int nbd_sock_wait_connected(struct nbd_sock *s);	/* after a connect() that was EINPROGRESS */
+
+/* --- for tls.c: below TLS --- */
+ssize_t nbd_sock_raw_recv(struct nbd_sock *s, void *buf, size_t len);	/* some bytes, at least one; or -errno */
+int nbd_sock_raw_send(struct nbd_sock *s, const void *buf, size_t len);	/* all of it */
+void nbd_sock_raw_try(struct nbd_sock *s, const void *buf, size_t len);	/* what goes without waiting */
 
 #endif
