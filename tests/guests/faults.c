@@ -160,17 +160,42 @@ static void vectors(void)
 }
 
 static volatile unsigned steps;
-static volatile uint64_t dr6;
+static volatile uint64_t dr6, db_rip[8], db_dr6[8];
 static void on_db(struct trap_frame *f)
 {
 	__asm__ volatile("mov %%dr6, %0" : "=r"(dr6));
 	__asm__ volatile("mov %0, %%dr6" : : "r"(0xffff0ff0ull));
+	if (steps < 8) {
+		db_rip[steps] = f->rip;
+		db_dr6[steps] = dr6;
+	}
 	steps++;
 	if (steps > 100)
 		f->rflags &= ~0x100ull;
 	f->rflags |= 0x10000;
 }
 static void on_bp(struct trap_frame *f) { steps++; (void)f; }
+
+/* ICEBP is a trap of its own: no single step is told with it, but breakpoints that MOV SS has put off are. */
+static void icebp(void)
+{
+	static volatile uint32_t selector = 0x10;
+	extern char icebp_after[];
+	steps = 0;
+	__asm__ volatile("pushfq; orl $0x100, (%%rsp); popfq; movw %%ss, %%ax; movw %%ax, %%ss; .byte 0xf1;"
+			 "icebp_after: nop; pushfq; andl $~0x100, (%%rsp); popfq" : : : "memory", "cc", "eax");
+	check(steps == 6 && db_dr6[1] == 0xffff0ff0 && db_rip[1] == (uint64_t)icebp_after, "ICEBP behind MOV SS with TF",
+	      "%u steps, DR6 %lx", steps, db_dr6[1]);
+	steps = 0;
+	__asm__ volatile("mov %0, %%dr0; mov %1, %%dr7" : : "r"(&selector), "r"(0x00070402ull));
+	__asm__ volatile("movw %0, %%ss; .byte 0xf1" : : "m"(selector));
+	check(steps == 1 && db_dr6[0] == 0xffff0ff1, "ICEBP tells the breakpoint of a MOV SS", "%u, DR6 %lx", steps, db_dr6[0]);
+	__asm__ volatile("mov %0, %%dr7" : : "r"(0x400ull));
+	steps = 0;
+	__asm__ volatile("pushfq; orl $0x100, (%%rsp); popfq; hlt; nop; pushfq; andl $~0x100, (%%rsp); popfq"
+			 : : : "memory", "cc");
+	CHECK(steps == 5 && (db_dr6[0] & 0x4000), "a single step ends HLT");
+}
 
 static volatile uint32_t watched;
 static void debug(void)
@@ -185,6 +210,7 @@ static void debug(void)
 	__asm__ volatile("pushfq; orl $0x100, (%%rsp); popfq; movw %%ss, %%ax; movw %%ax, %%ss; nop; nop;"
 			 "pushfq; andl $~0x100, (%%rsp); popfq" : : : "memory", "cc", "eax");
 	CHECK(steps == 6, "MOV SS holds the trap for one instruction");
+	icebp();
 	steps = 0;
 	__asm__ volatile("mov %0, %%dr0; mov %1, %%dr7" : : "r"(&watched), "r"(0x000d0002ull | 0x400));
 	watched = 5;

@@ -68,6 +68,16 @@ void debug_io_access(struct vcpu *v, uint16_t port, unsigned n)
 			interp_of(v)->db_pending |= 1u << i;
 }
 
+void debug_show(struct vcpu *v)
+{
+	struct interp *ip = interp_of(v);
+
+	if (ip->db_pending)
+		v->s.dr[6] = (v->s.dr[6] & ~0xfull) | ip->db_pending;
+	v->s.dr[7] &= ~0x2000ull;	/* GD is cleared on entry to the handler */
+	ip->db_pending = 0;
+}
+
 void debug_check_fetch(struct vcpu *v)
 {
 	uint64_t hits = 0, va = v->s.rip;
@@ -79,7 +89,7 @@ void debug_check_fetch(struct vcpu *v)
 			hits |= 1u << i;
 	if (!hits)
 		return;
-	v->s.dr[6] = (v->s.dr[6] & ~0xfull) | hits;
-	v->s.dr[7] &= ~0x2000ull;	/* GD is cleared on entry to the handler */
+	interp_of(v)->db_pending |= hits;
+	debug_show(v);
 	vcpu_raise(v, EXC_DB);
 }

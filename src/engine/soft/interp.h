@@ -110,6 +110,7 @@ void interp_drop_all(struct vcpu *v);
 void debug_update(struct vcpu *v);	/* after DR7, EFLAGS.TF changed */
 void debug_data_access(struct vcpu *v, uint64_t va, unsigned n, bool write);
 void debug_io_access(struct vcpu *v, uint16_t port, unsigned n);
+void debug_show(struct vcpu *v);		/* db_pending to DR6: the handler is about to be entered */
 void debug_check_fetch(struct vcpu *v);	/* #DB for an instruction breakpoint at CS:RIP */
 bool debug_page_watched(struct vcpu *v, uint64_t va);
 

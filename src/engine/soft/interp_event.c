@@ -54,7 +54,14 @@ INTERP_HANDLER(op_int)
 }
 
 INTERP_HANDLER(op_int3) { soft_event(v, in, EXC_BP, EVENT_SOFT); }
-INTERP_HANDLER(op_int1) { soft_event(v, in, EXC_DB, EVENT_ICEBP); }
+
+/* What a MOV SS before it has put off is told along with it. */
+INTERP_HANDLER(op_int1)
+{
+	debug_show(v);
+	soft_event(v, in, EXC_DB, EVENT_ICEBP);
+}
+
 
 INTERP_HANDLER(op_into)
 {

@@ -131,6 +131,7 @@ bool vcpu_deliver_fault(struct vcpu *v)
 	v->counters.fault[vector & 31]++;
 	if (unlikely(v->en->trace != NULL))
 		trace_exception(v, vector, has_error, error);
+	v->s.activity = ACTIVITY_RUNNING;	/* HLT with TF */
 	event_deliver(v, vector, EVENT_EXCEPTION, has_error && (v->s.cr0 & CR0_PE), error);
 	ip->in_delivery = false;
 	ip->db_pending = 0;
@@ -248,16 +249,16 @@ static void step_slow(struct vcpu *v)
 	ip->check_events = true;
 	if (tf && !ip->no_trap)
 		ip->db_pending |= 1u << 14;
-	if (ip->db_pending && !(s->shadow & SHADOW_MOV_SS)) {
-		s->dr[6] = (s->dr[6] & ~0xfull) | ip->db_pending;
-		s->dr[7] &= ~0x2000ull;
-		ip->db_pending = 0;
+	if (ip->db_pending) {
+		debug_show(v);
 		vcpu_raise(v, EXC_DB);
 	}
 }
 
 static bool needs_slow(const struct vcpu *v)
 {
+	if (s->shadow & SHADOW_MOV_SS)
+		return;			/* breakpoints wait, a single step does not happen (SDM vol. 3, 6.8.3) */
 	const struct interp *ip = v->interp;
 
 	return (v->s.rflags & (FLAG_TF | FLAG_RF)) || v->s.shadow || ip->slow || ip->db_pending;
