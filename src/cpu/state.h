@@ -140,7 +140,8 @@ struct x86_state {
 
 	uint8_t activity;		/* enum x86_activity */
 	uint8_t shadow;			/* SHADOW_* */
-	uint8_t nmi_blocked, nmi_pending;
+	uint8_t nmi_blocked;
+	uint8_t nmi_pending;		/* how many wait: 1 while one is handled, else up to 2 */
 	uint8_t sipi_vector;
 	/* An event whose delivery began but did not finish (KVM hand-over): vector, type as VMX, error code. */
 	uint8_t event_valid, event_type, event_vector, event_has_error;

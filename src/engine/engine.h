@@ -36,7 +36,7 @@ struct vcpu_wiring {
 	/* Interrupts (soft engine; in-kernel irqchip on KVM). pending: cheap, no side effects. */
 	bool (*irq_pending)(void *opaque);
 	int  (*irq_ack)(void *opaque);			/* vector 0..255, or -1: went away */
-	bool (*nmi_take)(void *opaque);
+	bool (*nmi_take)(void *opaque);			/* one NMI of those that came */
 	uint8_t (*get_tpr)(void *opaque);		/* CR8 */
 	void (*set_tpr)(void *opaque, uint8_t tpr);
 	/* MSRs that belong to devices: APIC base, x2APIC 0x800-0x8ff, TSC deadline 0x6e0, kvmclock.

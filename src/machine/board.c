@@ -127,7 +127,9 @@ static void host_sipi(void *opaque, unsigned cpu, uint8_t vector)
 static void host_nmi(void *opaque, unsigned cpu)
 {
 	struct cpu_thread *c = &((struct board *)opaque)->cpu[cpu];
-	atomic_store(&c->nmi, true);
+	unsigned n = atomic_load(&c->nmis);
+	while (n < NMIS_MAX && !atomic_compare_exchange_weak(&c->nmis, &n, n + 1))
+		;
 	cpu_news(c);
 }
 static uint64_t host_tsc(void *opaque, unsigned cpu)

@@ -10,6 +10,7 @@
 #include "machine/debug.h"
 
 enum { EVENT_INIT = 1, EVENT_SIPI = 2 };
+#define NMIS_MAX 2u	/* one that is about to be taken, and one behind it */
 
 /* A vCPU's thread. `lock` covers wake, events and sipi_vector; `wake` is set by whoever has news for it. */
 struct cpu_thread {
@@ -23,7 +24,7 @@ struct cpu_thread {
 	atomic_bool wake;		/* atomic for halt_wait(), which looks without the lock */
 	uint32_t events;
 	uint8_t sipi_vector;
-	atomic_bool nmi;
+	atomic_uint nmis;		/* that came and were not taken; at most NMIS_MAX */
 	bool halt_looks;		/* the vCPU's thread alone: see halt.c */
 	uint32_t halt_window_ns;
 	/* The debugger's; covered by board_debug.lock. */

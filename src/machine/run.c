@@ -205,7 +205,7 @@ void board_stop(struct board *b)
 static bool wired_pending(void *opaque)
 {
 	struct cpu_thread *c = opaque;
-	return lapic_pending(c->board->lapics, c->index) || atomic_load(&c->nmi);
+	return lapic_pending(c->board->lapics, c->index) || atomic_load(&c->nmis);
 }
 static int wired_ack(void *opaque)
 {
@@ -215,7 +215,10 @@ static int wired_ack(void *opaque)
 static bool wired_nmi(void *opaque)
 {
 	struct cpu_thread *c = opaque;
-	return atomic_load(&c->nmi) && atomic_exchange(&c->nmi, false);
+	unsigned n = atomic_load(&c->nmis);
+	while (n && !atomic_compare_exchange_weak(&c->nmis, &n, n - 1))
+		;
+	return n;
 }
 static uint8_t wired_tpr(void *opaque)
 {

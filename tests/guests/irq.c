@@ -182,6 +182,49 @@ static void test_lapic_timer(void)
 	}
 }
 
+static volatile unsigned nmis;
+static volatile bool nmi_held, nmi_sent;
+static void on_nmi_again(struct trap_frame *f)
+{
+	if (++nmis == 1)
+		for (unsigned i = 0; i < 10; i++)
+			mmio_write32(LAPIC + 0x300, 0x4400);
+}
+static void on_nmi_wait(struct trap_frame *f)
+{
+	if (++nmis > 1)
+		return;
+	nmi_held = true;
+	while (!nmi_sent)
+		__asm__ volatile("pause");
+}
+static void send_nmis(void)
+{
+	while (!nmi_held)
+		__asm__ volatile("pause");
+	for (unsigned i = 0; i < 3; i++)
+		mmio_write32(LAPIC + 0x300, 0x4400);	/* to CPU 0 */
+	nmi_sent = true;
+}
+static void test_nmi(void)
+{
+	irq_set_handler(2, on_nmi_again);
+	mmio_write32(LAPIC + 0x310, 0);
+	mmio_write32(LAPIC + 0x300, 0x4400);
+	for (unsigned spins = 0; spins < 1000000; spins++)
+		__asm__ volatile("pause");
+	check(nmis == 2, "of ten NMIs while one is handled one is kept", "%u", nmis);
+	nmis = 0;
+	irq_set_handler(2, on_nmi_wait);
+	ap_run(1, send_nmis);
+	mmio_write32(LAPIC + 0x310, 0);
+	mmio_write32(LAPIC + 0x300, 0x4400);
+	for (unsigned spins = 0; spins < 1000000; spins++)
+		__asm__ volatile("pause");
+	check(nmis == 2, "and of three that another CPU sends", "%u", nmis);
+	irq_set_handler(2, NULL);
+}
+
 static void test_x2apic(void)
 {
 	if (!cpu_has(1, 2, 21))
@@ -249,6 +292,7 @@ int main(void)
 	test_ioapic();
 	test_priority();
 	test_lapic_timer();
+	test_nmi();
 	test_x2apic();
 	test_clocks();
 	return 0;

@@ -136,6 +136,7 @@ void soft_debug_get(struct vcpu *v, struct debug_stop *out);
 enum event_kind { EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_NMI, EVENT_SOFT /* INT n, INT3, INTO */, EVENT_ICEBP };
 /* Goes through the IDT. The saved RIP is s.rip. May longjmp with the fault met on the way. */
 void event_deliver(struct vcpu *v, uint8_t vector, enum event_kind kind, bool has_error, uint32_t error);
+void nmi_latch(struct vcpu *v);		/* takes the NMIs that came into s.nmi_pending */
 
 /* --- segment.c --- */
 struct descriptor { uint32_t lo, hi; };

@@ -501,6 +501,8 @@ INTERP_HANDLER(op_iret)
 		iret_task(v, in);
 	else
 		iret_protected(v, in);
+	if (v->s.nmi_blocked)
+		nmi_latch(v);		/* as of before: at most one */
 	v->s.nmi_blocked = 0;
 	interp_of(v)->check_events = true;
 	debug_update(v);

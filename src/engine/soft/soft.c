@@ -189,6 +189,17 @@ static void layout_service(struct vcpu *v)
 
 /* --- interrupts --- */
 
+/* One NMI waits while another is handled, and more are lost. Two that come before the vCPU has looked are two: a CPU
+ * would have begun with the first before the second came. */
+void nmi_latch(struct vcpu *v)
+{
+	unsigned most = v->s.nmi_blocked ? 1 : 2;
+
+	while (v->w.nmi_take && v->w.nmi_take(v->w.opaque))
+		if (v->s.nmi_pending < most)
+			v->s.nmi_pending++;
+}
+
 /* Delivers what is pending and allowed now. Faults on the way longjmp. */
 static void take_events(struct vcpu *v)
 {
@@ -201,13 +212,14 @@ static void take_events(struct vcpu *v)
 		ip->check_events = true;
 		return;
 	}
-	if (!s->nmi_blocked && (s->nmi_pending || (v->w.nmi_take && v->w.nmi_take(v->w.opaque)))) {
-		s->nmi_pending = 0;
+	nmi_latch(v);
+	if (!s->nmi_blocked && s->nmi_pending) {
+		s->nmi_pending--;
 		s->activity = ACTIVITY_RUNNING;
 		if (unlikely(v->en->trace != NULL))
 			trace_interrupt(v, EXC_NMI);
 		event_deliver(v, EXC_NMI, EVENT_NMI, false, 0);
-		}
+	}
 	if (!(s->rflags & FLAG_IF)) {	/* after EOI, or a lower task priority: no kick tells of it */
 		if (!v->hot.irq_hint)
 			v->hot.irq_hint = v->w.irq_pending(v->w.opaque);
@@ -247,6 +259,8 @@ static void step_slow(struct vcpu *v)
 	if (s->shadow == shadow)
 		s->shadow = 0;
 	ip->check_events = true;
+	if (s->shadow & SHADOW_MOV_SS)
+		return;			/* breakpoints wait, a single step does not happen (SDM vol. 3, 6.8.3) */
 	if (tf && !ip->no_trap)
 		ip->db_pending |= 1u << 14;
 	if (ip->db_pending) {
@@ -257,8 +271,6 @@ static void step_slow(struct vcpu *v)
 
 static bool needs_slow(const struct vcpu *v)
 {
-	if (s->shadow & SHADOW_MOV_SS)
-		return;			/* breakpoints wait, a single step does not happen (SDM vol. 3, 6.8.3) */
 	const struct interp *ip = v->interp;
 
 	return (v->s.rflags & (FLAG_TF | FLAG_RF)) || v->s.shadow || ip->slow || ip->db_pending;
