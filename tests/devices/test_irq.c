@@ -109,6 +109,40 @@ static void test_timer(void **state)
 	assert_int_equal(lapic_ack(c->lapics, 0), 0x72);
 }
 
+/* The count goes on when the mode changes, as periodic it comes again, as one-shot it does not. */
+static void test_timer_modes(void **state)
+{
+	struct chipset *c = *state;
+	apic_on(c);
+	apic_put(c, 0, 0x3e0, 0xb);
+	apic_put(c, 0, 0x320, 0x70);
+	apic_put(c, 0, 0x380, 1000000);
+	apic_put(c, 0, 0x320, 0x20070);
+	for (unsigned i = 0; i < 3; i++) {
+		while (lapic_ack(c->lapics, 0) != 0x70)
+			usleep(100);
+		apic_put(c, 0, 0xb0, 0);
+	}
+	apic_put(c, 0, 0x320, 0x70);
+	while (apic_get(c, 0, 0x390))
+		usleep(100);
+	usleep(10000);
+	while (lapic_ack(c->lapics, 0) >= 0)
+		apic_put(c, 0, 0xb0, 0);
+	unsigned ticks = atomic_load(&c->kicks[0]);
+	usleep(10000);
+	assert_int_equal(lapic_ack(c->lapics, 0), -1);
+	assert_int_equal(atomic_load(&c->kicks[0]), ticks);
+	apic_put(c, 0, 0x320, 0x20070);				/* over is over */
+	assert_int_equal(apic_get(c, 0, 0x390), 0);
+	apic_put(c, 0, 0x3e0, 0xa);
+	apic_put(c, 0, 0x380, 0x80000000);
+	uint32_t count = apic_get(c, 0, 0x390);
+	assert_in_range(count, 1, 0x80000000);
+	apic_put(c, 0, 0x3e0, 0xb);				/* the count stays */
+	assert_in_range(apic_get(c, 0, 0x390), 1, count);
+}
+
 static void test_x2apic(void **state)
 {
 	struct chipset *c = *state;
@@ -214,7 +248,8 @@ static void test_pic(void **state)
 int main(void)
 {
 #define T(n) cmocka_unit_test_setup_teardown(n, chipset_setup, chipset_teardown)
-	const struct CMUnitTest tests[] = { T(test_ipi), T(test_priority), T(test_timer), T(test_x2apic), T(test_ioapic),
+	const struct CMUnitTest tests[] = { T(test_ipi), T(test_priority), T(test_timer), T(test_timer_modes),
+					    T(test_x2apic), T(test_ioapic),
 					    T(test_pic) };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

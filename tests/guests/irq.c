@@ -182,6 +182,31 @@ static void test_lapic_timer(void)
 	}
 }
 
+/* Between one-shot and periodic the count goes on (SDM vol. 3, 11.5.4). */
+static void test_timer_modes(void)
+{
+	mmio_write32(LAPIC + 0x3e0, 0xa);		/* by 128: nine minutes */
+	mmio_write32(LAPIC + 0x320, 0x10060);
+	mmio_write32(LAPIC + 0x380, ~0u);
+	uint32_t before = mmio_read32(LAPIC + 0x390);
+	mmio_write32(LAPIC + 0x320, 0x30060);
+	uint32_t after = mmio_read32(LAPIC + 0x390);
+	check(after && after <= before && mmio_read32(LAPIC + 0x380) == ~0u, "one-shot to periodic counts on", "%x %x", before, after);
+	mmio_write32(LAPIC + 0x320, 0x10060);
+	check(mmio_read32(LAPIC + 0x390) - 1 < after, "periodic to one-shot counts on", "%x", after);
+	mmio_write32(LAPIC + 0x380, 1);
+	while (mmio_read32(LAPIC + 0x390))
+		__asm__ volatile("pause");
+	mmio_write32(LAPIC + 0x320, 0x30060);
+	CHECK(!mmio_read32(LAPIC + 0x390), "what has run out stays so when it becomes periodic");
+	mmio_write32(LAPIC + 0x320, 0x10060);
+	mmio_write32(LAPIC + 0x380, ~0u);
+	mmio_write32(LAPIC + 0x320, 0x50060);
+	CHECK(!mmio_read32(LAPIC + 0x390) && !mmio_read32(LAPIC + 0x380), "TSC deadlines disarm it");
+	mmio_write32(LAPIC + 0x320, 0x10060);
+	mmio_write32(LAPIC + 0x3e0, 0xb);
+}
+
 static volatile unsigned nmis;
 static volatile bool nmi_held, nmi_sent;
 static void on_nmi_again(struct trap_frame *f)
@@ -292,6 +317,7 @@ int main(void)
 	test_ioapic();
 	test_priority();
 	test_lapic_timer();
+	test_timer_modes();
 	test_nmi();
 	test_x2apic();
 	test_clocks();

@@ -38,7 +38,8 @@ struct lapic {
 	uint32_t tpr, ldr, dfr, svr, esr, esr_shown, icr, icr_high, divide, timer_init;
 	uint32_t lvt[6];		/* timer, thermal, perf, LINT0, LINT1, error */
 	uint32_t irr[8], isr[8], tmr[8];
-	uint64_t timer_start_ns, timer_deadline_ns, tsc_deadline;
+	uint64_t timer_deadline_ns, tsc_deadline;
+	bool timer_runs;		/* one-shot, periodic: counts down to zero at timer_deadline_ns */
 	struct loop_timer *timer;
 	atomic_bool pending;		/* IRR holds something deliverable; written under lock */
 };
@@ -119,6 +120,7 @@ static void accept_fixed(struct lapic *a, uint8_t vector, bool level)
 static void registers_reset(struct lapic *a)
 {
 	loop_timer_cancel(a->timer);
+	a->timer_runs = false;
 	a->tpr = a->ldr = a->esr = a->esr_shown = a->icr = a->icr_high = a->divide = a->timer_init = 0;
 	a->dfr = 0xffffffff;
 	a->svr = 0xff;
@@ -253,15 +255,20 @@ static uint64_t timer_period_ns(const struct lapic *a)
 	return ((uint64_t)a->timer_init << timer_shift(a)) * 1000000000ull / TIMER_HZ;
 }
 
+/* What the host's timer has yet to tell of counts as done. */
 static uint32_t timer_count(const struct lapic *a)
 {
-	uint64_t period = timer_period_ns(a);
-	if (!period || timer_mode(a) == TIMER_DEADLINE)
+	uint64_t now = clock_now_ns(), period = timer_period_ns(a);
+	if (!a->timer_runs || !period)
 		return 0;
-	uint64_t since = clock_now_ns() - a->timer_start_ns;
-	if (timer_mode(a) == TIMER_PERIODIC)
-		since %= period;
-	return since >= period ? 0 : (uint32_t)((period - since) >> timer_shift(a));
+	uint64_t left = a->timer_deadline_ns - now;
+	if (now < a->timer_deadline_ns)
+		left = (left - 1) % period + 1;		/* it may be further away: PERIOD_MIN_NS */
+	else if (timer_mode(a) == TIMER_PERIODIC)
+		left = period - (now - a->timer_deadline_ns) % period;
+	else
+		return 0;
+	return (uint32_t)((left + (1u << timer_shift(a)) - 1) >> timer_shift(a));
 }
 
 static void timer_arm(struct lapic *a, uint64_t deadline_ns)
@@ -270,17 +277,36 @@ static void timer_arm(struct lapic *a, uint64_t deadline_ns)
 	loop_timer_set(a->timer, deadline_ns);
 }
 
-static void timer_start(struct lapic *a)
+static void timer_stop(struct lapic *a)
+{
+	a->timer_runs = false;
+	loop_timer_cancel(a->timer);
+}
+
+static uint64_t tick_period_ns(const struct lapic *a)
 {
 	uint64_t period = timer_period_ns(a);
-	if (!period) {
-		loop_timer_cancel(a->timer);
+	return period < PERIOD_MIN_NS ? PERIOD_MIN_NS : period;
+}
+
+static void timer_start(struct lapic *a)
+{
+	uint64_t period = timer_mode(a) == TIMER_PERIODIC ? tick_period_ns(a) : timer_period_ns(a);
+	if (!a->timer_init) {
+		timer_stop(a);
 		return;
 	}
-	if (timer_mode(a) == TIMER_PERIODIC && period < PERIOD_MIN_NS)
-		period = PERIOD_MIN_NS;
-	a->timer_start_ns = clock_now_ns();
-	timer_arm(a, a->timer_start_ns + period);
+	a->timer_runs = true;
+	timer_arm(a, clock_now_ns() + period);
+}
+
+/* The count stays, and goes on at the new rate. */
+static void divide_write(struct lapic *a, uint32_t v)
+{
+	uint64_t count = timer_count(a);
+	a->divide = v & 0xb;
+	if (a->timer_runs && count)
+		timer_arm(a, clock_now_ns() + (count << timer_shift(a)));
 }
 
 /* Sets the host timer from the guest's TSC deadline; true: it is past, fire now. */
@@ -310,25 +336,29 @@ static bool timer_fire(struct lapic *a)
 	return !(a->lvt[0] & LVT_MASKED) && accept_locked(a, (uint8_t)a->lvt[0], false);
 }
 
+/* One-shot, periodic: the count is at zero. Ticks missed while the host was busy are dropped, the phase is kept. */
+static bool timer_expire(struct lapic *a, uint64_t now)
+{
+	uint64_t period = tick_period_ns(a);
+	if (timer_mode(a) == TIMER_PERIODIC)
+		timer_arm(a, a->timer_deadline_ns + ((now - a->timer_deadline_ns) / period + 1) * period);
+	else
+		a->timer_runs = false;
+	return timer_fire(a);
+}
+
 static void on_timer(void *opaque)
 {
 	struct lapic *a = opaque;
 	pthread_mutex_lock(&a->lock);
 	uint64_t now = clock_now_ns();
-	bool fire = a->timer_init;	/* 0: stopped while this call was on its way */
-	if (timer_mode(a) == TIMER_DEADLINE) {
-		fire = a->tsc_deadline && deadline_start(a);
-	} else if (now < a->timer_deadline_ns) {
-		fire = false;
-		if (a->timer_init)
-			loop_timer_set(a->timer, a->timer_deadline_ns);
-	} else if (timer_mode(a) == TIMER_PERIODIC && a->timer_init) {
-		uint64_t period = timer_period_ns(a);
-		period = period < PERIOD_MIN_NS ? PERIOD_MIN_NS : period;
-		/* ticks missed while the host was busy are dropped, the phase is kept */
-		timer_arm(a, a->timer_deadline_ns + ((now - a->timer_deadline_ns) / period + 1) * period);
-	}
-	bool wake = fire && timer_fire(a);
+	bool wake = false;
+	if (timer_mode(a) == TIMER_DEADLINE)
+		wake = a->tsc_deadline && deadline_start(a) && timer_fire(a);
+	else if (a->timer_runs && now < a->timer_deadline_ns)
+		loop_timer_set(a->timer, a->timer_deadline_ns);
+	else if (a->timer_runs)		/* else it was stopped while this call was on its way */
+		wake = timer_expire(a, now);
 	pthread_mutex_unlock(&a->lock);
 	if (wake)
 		kick(a);
@@ -375,16 +405,22 @@ static int eoi(struct lapic *a)
 	return bit_test(a->tmr, (unsigned)v) && !(a->svr & 0x1000) ? v : -1;
 }
 
+/* To and from TSC deadlines the timer is disarmed; between one-shot and periodic it counts on (SDM vol. 3, 11.5.4). */
 static void lvt_write(struct lapic *a, unsigned i, uint32_t v)
 {
 	static const uint32_t mask[6] = { 0x710ff, 0x117ff, 0x117ff, 0x1f7ff, 0x1f7ff, 0x110ff };
-	uint32_t old = a->lvt[i];
-	a->lvt[i] = (v & mask[i]) | (a->svr & SVR_ENABLE ? 0 : LVT_MASKED);
-	if (i == 0 && (old >> 17 & 3) != timer_mode(a)) {
-		loop_timer_cancel(a->timer);
-		a->tsc_deadline = 0;
-		a->timer_init = 0;
+	uint32_t next = (v & mask[i]) | (a->svr & SVR_ENABLE ? 0 : LVT_MASKED), mode = next >> 17 & 3;
+	uint64_t now = clock_now_ns();
+	if (i == 0 && mode != timer_mode(a)) {
+		if (mode == TIMER_DEADLINE || timer_mode(a) == TIMER_DEADLINE) {
+			timer_stop(a);
+			a->tsc_deadline = 0;
+			a->timer_init = 0;
+		} else if (a->timer_runs && now >= a->timer_deadline_ns) {
+			timer_expire(a, now);	/* due in the old mode */
+		}
 	}
+	a->lvt[i] = next;
 }
 
 static void svr_write(struct lapic *a, uint32_t v)
@@ -402,7 +438,7 @@ static enum after reg_write_locked(struct lapic *a, unsigned r, uint32_t v, int 
 {
 	if (r >= R_LVT_TIMER && r <= R_LVT_ERROR) {
 		lvt_write(a, r - R_LVT_TIMER, v);
-		return r == R_LVT_LINT0 ? AFTER_KICK : AFTER_NOTHING;
+		return r == R_LVT_LINT0 || r == R_LVT_TIMER ? AFTER_KICK : AFTER_NOTHING;
 	}
 	switch (r) {
 	case R_TPR:
@@ -427,7 +463,7 @@ static enum after reg_write_locked(struct lapic *a, unsigned r, uint32_t v, int 
 			timer_start(a);
 		}
 		break;
-	case R_TIMER_DIVIDE: a->divide = v & 0xb; break;
+	case R_TIMER_DIVIDE: divide_write(a, v); break;
 	default: break;
 	}
 	return AFTER_NOTHING;
