@@ -143,6 +143,39 @@ static void test_timer_modes(void **state)
 	assert_in_range(apic_get(c, 0, 0x390), 1, count);
 }
 
+static void test_base(void **state)
+{
+	struct chipset *c = *state;
+	const uint64_t elsewhere = 0xfed40000;
+	uint64_t v;
+	apic_on(c);
+	assert_true(lapic_msr_write(c->lapics, 1, 0x1b, elsewhere | 0x800));
+	assert_true(lapic_msr_read(c->lapics, 1, 0x1b, &v) && v == (elsewhere | 0x800));
+	for (unsigned cpu = 0; cpu < 2; cpu++) {		/* each finds its own, and only that */
+		c->current = cpu;
+		assert_int_equal(map_load(c->map, LAPIC_GPA + 0x30, 4), cpu ? 0xffffffff : 0x50014);
+		assert_int_equal(map_load(c->map, elsewhere + 0x30, 4), cpu ? 0x50014 : 0xffffffff);
+	}
+	map_store(c->map, elsewhere + 0x80, 4, 0x30);
+	assert_int_equal(lapic_tpr(c->lapics, 1), 0x30);
+	map_store(c->map, LAPIC_GPA + 0x80, 4, 0x40);		/* nothing there, for this one */
+	assert_int_equal(lapic_tpr(c->lapics, 1), 0x30);
+	assert_int_equal(lapic_tpr(c->lapics, 0), 0);
+	assert_true(lapic_msr_write(c->lapics, 0, 0x1b, elsewhere | 0x900));
+	c->current = 0;						/* two at one place */
+	assert_int_equal(map_load(c->map, elsewhere + 0x20, 4), 0);
+	c->current = 1;
+	assert_int_equal(map_load(c->map, elsewhere + 0x20, 4), 1u << 24);
+	assert_true(lapic_msr_write(c->lapics, 1, 0x1b, 0x1000 | 0x800));	/* onto RAM, which wins; and on */
+	map_store(c->map, 0x1030, 4, 7);
+	assert_int_equal(map_load(c->map, 0x1030, 4), 7);
+	assert_true(lapic_msr_write(c->lapics, 1, 0x1b, 0xfed50000 | 0x800));
+	assert_int_equal(map_load(c->map, 0xfed50030, 4), 0x50014);
+	lapic_reset(c->lapics, 1);
+	assert_int_equal(apic_get(c, 1, 0x20), 1u << 24);
+	assert_int_equal(map_load(c->map, 0xfed50030, 4), 0xffffffff);
+}
+
 static void test_x2apic(void **state)
 {
 	struct chipset *c = *state;
@@ -249,7 +282,7 @@ int main(void)
 {
 #define T(n) cmocka_unit_test_setup_teardown(n, chipset_setup, chipset_teardown)
 	const struct CMUnitTest tests[] = { T(test_ipi), T(test_priority), T(test_timer), T(test_timer_modes),
-					    T(test_x2apic), T(test_ioapic),
+					    T(test_base), T(test_x2apic), T(test_ioapic),
 					    T(test_pic) };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

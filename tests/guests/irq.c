@@ -207,6 +207,22 @@ static void test_timer_modes(void)
 	mmio_write32(LAPIC + 0x3e0, 0xb);
 }
 
+#define ELSEWHERE 0xfed40000ull
+static void test_base(void)
+{
+	uint64_t base = rdmsr(0x1b);
+	uint32_t version = mmio_read32(LAPIC + 0x30);
+	wrmsr(0x1b, (base & 0xfff) | ELSEWHERE);
+	CHECK(mmio_read32(ELSEWHERE + 0x30) == version, "the LAPIC's registers move");
+	CHECK(mmio_read32(LAPIC + 0x30) == ~0u, "and are not where they were");
+	mmio_write32(ELSEWHERE + 0x300, 0x40050);
+	__asm__ volatile("sti; nop; nop; cli");
+	CHECK(mmio_read32(ELSEWHERE + 0x120) & 1u << 16, "they work there");
+	mmio_write32(ELSEWHERE + 0xb0, 0);
+	wrmsr(0x1b, base);
+	CHECK(mmio_read32(LAPIC + 0x30) == version, "and move back");
+}
+
 static volatile unsigned nmis;
 static volatile bool nmi_held, nmi_sent;
 static void on_nmi_again(struct trap_frame *f)
@@ -249,6 +265,8 @@ static void test_nmi(void)
 	check(nmis == 2, "and of three that another CPU sends", "%u", nmis);
 	irq_set_handler(2, NULL);
 }
+
+static void on_50_elsewhere(struct trap_frame *f) { hits[f->vector]++; }
 
 static void test_x2apic(void)
 {
@@ -318,6 +336,8 @@ int main(void)
 	test_priority();
 	test_lapic_timer();
 	test_timer_modes();
+	irq_set_handler(0x50, on_50_elsewhere);
+	test_base();
 	test_nmi();
 	test_x2apic();
 	test_clocks();

@@ -30,11 +30,19 @@ enum { TIMER_ONESHOT, TIMER_PERIODIC, TIMER_DEADLINE };
 #define TIMER_HZ 1000000000ull	/* bus clock before the divider: one count a nanosecond */
 #define PERIOD_MIN_NS 20000u	/* a guest cannot ask the host for more than 50,000 ticks a second */
 
+/* Where registers answer. All LAPICs share the one at LAPIC_GPA; one whose base is elsewhere has its own as well. */
+struct window {
+	struct lapic_bus *bus;
+	uint64_t gpa;
+	struct region *region;		/* NULL: was never needed */
+};
+
 struct lapic {
 	pthread_mutex_t lock;
 	struct lapic_bus *bus;
 	unsigned index;
 	uint64_t base;
+	struct window away;
 	uint32_t tpr, ldr, dfr, svr, esr, esr_shown, icr, icr_high, divide, timer_init;
 	uint32_t lvt[6];		/* timer, thermal, perf, LINT0, LINT1, error */
 	uint32_t irr[8], isr[8], tmr[8];
@@ -47,7 +55,9 @@ struct lapic {
 struct lapic_bus {
 	struct lapic_host host;
 	struct loop *loop;
+	struct map *map;
 	unsigned count;
+	struct window home;
 	struct lapic apic[LAPIC_MAX];
 };
 
@@ -491,12 +501,19 @@ static struct lapic *current(struct lapic_bus *b)
 	return &b->apic[i < b->count ? i : 0];
 }
 
+/* The LAPIC of the vCPU that asks; NULL: its registers are not here. */
+static struct lapic *at_window(const struct window *w)
+{
+	struct lapic *a = current(w->bus);
+	return (a->base & BASE_ENABLE) && !is_x2(a) && (a->base & GUEST_PAGE_MASK) == w->gpa ? a : NULL;
+}
+
 static uint64_t mmio_read(void *opaque, uint64_t offset, unsigned size)
 {
-	struct lapic *a = current(opaque);
+	struct lapic *a = at_window(opaque);
 	(void)size;
-	if (!(a->base & BASE_ENABLE) || is_x2(a) || offset & 0xf || offset >= 0x400)
-		return is_x2(a) || !(a->base & BASE_ENABLE) ? 0xffffffff : 0;
+	if (!a || offset & 0xf || offset >= 0x400)
+		return a ? 0 : 0xffffffff;
 	pthread_mutex_lock(&a->lock);
 	uint32_t v = reg_read(a, (unsigned)offset >> 4);
 	pthread_mutex_unlock(&a->lock);
@@ -505,13 +522,31 @@ static uint64_t mmio_read(void *opaque, uint64_t offset, unsigned size)
 
 static void mmio_write(void *opaque, uint64_t offset, unsigned size, uint64_t value)
 {
-	struct lapic *a = current(opaque);
+	struct lapic *a = at_window(opaque);
 	(void)size;
-	if ((a->base & BASE_ENABLE) && !is_x2(a) && !(offset & 0xf) && offset < 0x400)
+	if (a && !(offset & 0xf) && offset < 0x400)
 		reg_write(a, (unsigned)offset >> 4, (uint32_t)value);
 }
 
 static const struct io_ops mmio_ops = { mmio_read, mmio_write, 4, 4 };
+
+/* As all windows it stays unseen where RAM is. No LAPIC's lock is held. */
+static void window_place(struct lapic *a)
+{
+	struct lapic_bus *b = a->bus;
+	struct window *w = &a->away;
+	bool away = (a->base & GUEST_PAGE_MASK) != LAPIC_GPA;
+	w->bus = b;
+	if (away && !w->region) {
+		w->gpa = a->base & GUEST_PAGE_MASK;
+		w->region = map_add_mmio(b->map, w->gpa, GUEST_PAGE_SIZE, &mmio_ops, w, "lapic");
+	} else if (away && w->gpa != (a->base & GUEST_PAGE_MASK)) {
+		w->gpa = a->base & GUEST_PAGE_MASK;
+		region_move(b->map, w->region, w->gpa);
+	}
+	if (w->region)
+		region_enable(b->map, w->region, away);
+}
 
 /* --- MSRs --- */
 
@@ -529,6 +564,7 @@ static bool base_write(struct lapic *a, uint64_t v)
 	a->base = v;
 	pending_update(a);
 	pthread_mutex_unlock(&a->lock);
+	window_place(a);
 	return true;
 }
 
@@ -630,6 +666,7 @@ void lapic_reset(struct lapic_bus *b, unsigned cpu)
 	a->base = LAPIC_GPA | BASE_ENABLE | (cpu ? 0 : BASE_BSP);
 	registers_reset(a);
 	pthread_mutex_unlock(&a->lock);
+	window_place(a);
 }
 
 struct lapic_bus *lapic_bus_new(struct map *m, struct loop *l, unsigned vcpus, const struct lapic_host *host)
@@ -638,6 +675,7 @@ struct lapic_bus *lapic_bus_new(struct map *m, struct loop *l, unsigned vcpus, c
 	ASSERT(b && vcpus <= LAPIC_MAX);
 	b->host = *host;
 	b->loop = l;
+	b->map = m;
 	b->count = vcpus;
 	for (unsigned i = 0; i < vcpus; i++) {
 		struct lapic *a = &b->apic[i];
@@ -648,7 +686,8 @@ struct lapic_bus *lapic_bus_new(struct map *m, struct loop *l, unsigned vcpus, c
 		ASSERT(a->timer);
 		lapic_reset(b, i);
 	}
-	map_add_mmio(m, LAPIC_GPA, 0x1000, &mmio_ops, b, "lapic");
+	b->home = (struct window){ .bus = b, .gpa = LAPIC_GPA };
+	b->home.region = map_add_mmio(m, LAPIC_GPA, GUEST_PAGE_SIZE, &mmio_ops, &b->home, "lapic");
 	return b;
 }
 
