@@ -213,6 +213,8 @@ enum { USER = 0x8000, PATCHED = 0x9000, TSS = 0xa000, KERNEL = 0xb000, SHOWN = 0
 /* Loops of a millisecond or so, long enough that ticks find them and that visits pay.
  * count: R15 turns; RBX, XMM7 three times that; R14, R8 SYSCALLs and INT3s made, RBP, R9 those seen by the kernel.
  * look: ORs into R10 what SHOWN holds and R13 does not.
+ * trap: R15, R14 single-step traps behind what ends in INT1's byte and behind the POPF that clears TF; R13 where one came
+ * that should not have; RBX turns.
  * patch: writes R15 into the MOV at PATCHED, waits, calls it, and ORs the difference into R10. */
 __asm__(".pushsection .rodata\n"
 	"user_count:\n"
@@ -250,6 +252,27 @@ __asm__(".pushsection .rodata\n"
 	"	or %rax, %r10\n"
 	"	jmp user_patch\n"
 	"user_patch_end:\n"
+	"user_trap:\n"
+	"	mov $1000000, %ecx\n"
+	"5:	dec %ecx\n"
+	"	jnz 5b\n"
+	"	pushfq\n"
+	"	orl $0x100, (%rsp)\n"
+	"	popfq\n"
+	"	mov $0xf1, %al\n"
+	"user_trap_mov:\n"
+	"	pushfq\n"
+	"	pushfq\n"
+	"	orl $0x100, (%rsp)\n"
+	"	mov $1000000, %ecx\n"
+	"6:	dec %ecx\n"
+	"	jnz 6b\n"
+	"	popfq\n"
+	"	popfq\n"
+	"user_trap_popf:\n"
+	"	inc %rbx\n"
+	"	jmp user_trap\n"
+	"user_trap_end:\n"
 	"user_patched:\n"
 	"	mov $0, %eax\n"
 	"	ret\n"
@@ -260,10 +283,21 @@ __asm__(".pushsection .rodata\n"
 	"user_kernel_int3:\n"
 	"	inc %r9\n"
 	"	iretq\n"
+	"user_kernel_trap:\n"
+	"	andl $~0x100, 16(%rsp)\n"
+	"	cmpl $0x8000 + user_trap_mov - user_trap, (%rsp)\n"
+	"	jne 7f\n"
+	"	inc %r15\n"
+	"	iretq\n"
+	"7:	cmpl $0x8000 + user_trap_popf - user_trap, (%rsp)\n"
+	"	cmovne (%rsp), %r13\n"
+	"	inc %r14\n"
+	"	iretq\n"
 	"user_kernel_end:\n"
 	".popsection\n");
 extern const char user_count[], user_count_end[], user_look[], user_look_end[], user_patch[], user_patch_end[];
-extern const char user_patched[], user_patched_end[], user_kernel[], user_kernel_int3[], user_kernel_end[];
+extern const char user_patched[], user_patched_end[], user_kernel[], user_kernel_int3[], user_kernel_trap[];
+extern const char user_kernel_end[], user_trap[], user_trap_end[];
 
 static bool never(void *opaque) { return false; }
 
@@ -304,10 +338,13 @@ static void user_memory(struct machine *m)
 	uint64_t int3 = KERNEL + (uint64_t)(user_kernel_int3 - user_kernel), stack = STACK;
 	const uint64_t gdt[5] = { 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cff3000000ffff, 0x00affb000000ffff };
 	const uint64_t gate[2] = { (int3 & 0xffff) | 8 << 16 | 0xeeull << 40, 0 };
+	const uint64_t trap = KERNEL + (uint64_t)(user_kernel_trap - user_kernel);
+	const uint64_t trap_gate[2] = { (trap & 0xffff) | 8 << 16 | 0x8eull << 40, 0 };
 	const uint64_t tables[3] = { TABLES + 0x1007, TABLES + 0x2007, 0x87 }, high = TABLES + 0x3007;
 
 	map_write(m->map, GDT, gdt, sizeof gdt);
 	map_write(m->map, IDT + 48, gate, sizeof gate);
+	map_write(m->map, IDT + 16, trap_gate, sizeof trap_gate);
 	map_write(m->map, TSS + 4, &stack, 8);
 	for (unsigned i = 0; i < 3; i++)
 		map_write(m->map, TABLES + 0x1000 * i, &tables[i], 8);
@@ -417,6 +454,21 @@ static void test_user_code(void **state)
 	assert_true(m->b.gpr[REG_R15] > 4);
 }
 
+/* Single steps in KVM are single steps, whatever the instruction looks like from behind. */
+static void test_user_trap(void **state)
+{
+	struct machine *m = *state;
+	const uint64_t *r = m->b.gpr;
+
+	user_memory(m);
+	user_start(m, user_trap, user_trap_end);
+	user_visits(m, 40);
+	assert_int_equal(r[REG_R13], 0);
+	assert_true(r[REG_RBX] > 4);
+	assert_true(near(r[REG_R15], r[REG_RBX], 1));
+	assert_true(near(r[REG_R14], r[REG_RBX], 1));
+}
+
 /* What KVM wrote is in the dirty log. */
 static void test_user_dirty(void **state)
 {
@@ -500,6 +552,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_user_mapping, user_setup, user_teardown),
 		cmocka_unit_test_setup_teardown(test_user_mapping5, user_setup, user_teardown),
 		cmocka_unit_test_setup_teardown(test_user_code, user_setup, user_teardown),
+		cmocka_unit_test_setup_teardown(test_user_trap, user_setup, user_teardown),
 		cmocka_unit_test_setup_teardown(test_user_dirty, user_setup, user_teardown),
 		cmocka_unit_test_setup_teardown(test_debug, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_debug_refuses, setup, teardown),

@@ -15,6 +15,8 @@
 #include "cpu/msr.h"
 #include "engine/kvm/user.h"
 
+#define DR6_BS (1u << 14)
+#define DR6_RESET 0xffff0ff0u
 #define CR4_SHARED (CR4_DE | CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_FSGSBASE | CR4_OSXSAVE)
 
 struct user_regs { uint64_t rip, cs, rflags, rsp, ss; };	/* as an exception pushes them */
@@ -106,17 +108,30 @@ static uint64_t code_byte(struct user_cpu *u, const struct x86_state *s, uint64_
 	return byte;
 }
 
-/* Traps come behind their instruction: back to it. Others keep their place. */
+/* A #DB: is DR6.BS set? It stays clear from then on, until the next single step. INT1 does not set it. */
+static bool single_stepped(struct user_cpu *u)
+{
+	struct kvm_debugregs d;
+
+	if (ioctl(u->v->fd, KVM_GET_DEBUGREGS, &d) < 0 || !(d.dr6 & DR6_BS))
+		return false;
+	d.dr6 = DR6_RESET;
+	ioctl(u->v->fd, KVM_SET_DEBUGREGS, &d);
+	return true;
+}
+
+/* Traps come behind their instruction: back to it. Others keep their place. The byte before a single step may look
+ * like INT1, and TF may be clear behind it: POPF. */
 static void step_back(struct user_cpu *u, struct x86_state *s, unsigned vector)
 {
 	uint64_t last = code_byte(u, s, s->rip - 1);
 
 	if (vector == EXC_BP)
 		s->rip -= last == 0xcc ? 1 : last == 3 ? 2 : 0;		/* INT3; INT 3 */
-	else if ((vector == EXC_DB && last == 0xf1) || (vector == EXC_OF && last == 0xce))
-		s->rip -= 1;
-	else if (vector == EXC_DB && (s->rflags & FLAG_TF))
+	else if (vector == EXC_DB && (single_stepped(u) || last != 0xf1))
 		u->trap = true;
+	else if (vector == EXC_DB || (vector == EXC_OF && last == 0xce))
+		s->rip -= 1;
 }
 
 /* SYSCALL has put its return address into RCX and the flags into R11. */
