@@ -283,6 +283,12 @@ static bool branch_undo(struct vcpu *v, uint32_t info)
 		return false;
 	v->s.rip = v->hot.page + BRANCH_OFFSET(info);
 	v->s.gpr[REG_RSP] -= BRANCH_POPPED(info);
+	if (info & BRANCH_COUNTED)
+		v->s.gpr[REG_RCX]++;
+	if (info & BRANCH_CALLED) {
+		v->s.gpr[REG_RSP] += 8;
+		return_stack_pop(v);
+	}
 	return true;
 }
 
@@ -306,7 +312,8 @@ static const uint8_t *exit_handle(struct vcpu *v, const struct exit_data *d, uns
 		return NULL;
 	case TEXIT_FAR:
 		v->s.rip = v->hot.t0;
-		return link_far(v, d, mode);
+		*step = branch_undo(v, (uint32_t)v->hot.t1);
+		return *step ? NULL : link_far(v, d, mode);
 	case TEXIT_SITE:
 		link_site(v, d, mode);
 		v->s.rip = v->hot.t0;

@@ -2,7 +2,7 @@
  * Control flow: how a block is left.
  *
  *   direct      jmp, jcc, call rel32, patched at first use to one of the target's entries (translate_link.c); to another
- *               page with T0 the linear RIP and T1 0
+ *               page with T0 the linear RIP and T1 BRANCH_INFO, or 0 where code just goes on there
  *   return      ret, with T0 the linear RIP and T1 BRANCH_INFO (translate_return.c)
  *   indirect    inline look-up of the linear RIP in the jump cache, without touching flags:
  *
@@ -83,19 +83,21 @@ static void link_later(struct block_build *b, uint8_t *from, int64_t target, uns
 		block_stub(b, STUB_FAR, from, 0);
 }
 
-static void emit_far(struct block_build *b, int64_t target)
+static void emit_far(struct block_build *b, int64_t target, uint32_t info)
 {
 	if (in_page(target))
 		return;
 	emit_page_address(b, H_T0, target);
-	emit_mov_imm(&b->e, H_T1, 0);
+	emit_mov_imm(&b->e, H_T1, info);
 }
 
-void jump_to_offset(struct block_build *b, int64_t target, bool poll)
+static void branch_to(struct block_build *b, int64_t target, bool poll, uint32_t info)
 {
-	emit_far(b, target);
+	emit_far(b, target, info);
 	link_later(b, emit_jmp(&b->e), target, poll ? EXIT_POLL : 0);
 }
+
+void jump_to_offset(struct block_build *b, int64_t target, bool poll) { branch_to(b, target, poll, 0); }
 
 /* Condition holds: to target; else to next. */
 static void jcc_translate(struct block_build *b, struct block_insn *bi, int64_t target, int64_t next)
@@ -107,7 +109,7 @@ static void jcc_translate(struct block_build *b, struct block_insn *bi, int64_t 
 		link_later(b, emit_jcc(e, cc), target, target <= bi->offset ? EXIT_POLL : 0);
 	} else {
 		uint8_t *over = emit_jcc(e, cc ^ 1);
-		jump_to_offset(b, target, true);
+		branch_to(b, target, true, BRANCH_INFO(bi->offset, 0));
 		patch32(over, e->p);
 	}
 	jump_to_offset(b, next, false);
@@ -153,7 +155,7 @@ static void call_site(struct block_build *b, int64_t next)
 static void call_direct(struct block_build *b, struct block_insn *bi, int64_t target, int64_t next)
 {
 	call_push(b, bi, (unsigned)next);
-	emit_far(b, target);
+	emit_far(b, target, BRANCH_INFO(bi->offset, 0) | BRANCH_CALLED);
 	e1(&b->e, 0xe8);
 	b->e.p += 4;
 	link_later(b, b->e.p - 4, target, EXIT_CALL);
@@ -220,6 +222,7 @@ static enum insn_result jmp_indirect(struct block_build *b, struct block_insn *b
 static enum insn_result count_translate(struct block_build *b, struct block_insn *bi, int64_t target, int64_t next)
 {
 	struct emitter *e = &b->e;
+	uint32_t info = BRANCH_INFO(bi->offset, 0) | (bi->in.op == X86_JCXZ ? 0 : BRANCH_COUNTED);
 	uint8_t *taken, *not_taken;
 
 	if (bi->in.addrsize != b->word)
@@ -230,7 +233,7 @@ static enum insn_result count_translate(struct block_build *b, struct block_insn
 	taken = e->p - 1;
 	not_taken = emit_jmp(e);
 	patch8(taken, e->p);
-	jump_to_offset(b, target, true);
+	branch_to(b, target, true, info);
 	patch32(not_taken, e->p);
 	jump_to_offset(b, next, false);
 	return INSN_ENDS;
@@ -253,7 +256,7 @@ enum insn_result jump_translate(struct block_build *b, struct block_insn *bi)
 		return INSN_ENDS;
 	case X86_JMP:
 		if (in->ops[0].kind == OPK_REL)
-			jump_to_offset(b, target, target <= bi->offset);
+			branch_to(b, target, target <= bi->offset, BRANCH_INFO(bi->offset, 0));
 		else
 			return jmp_indirect(b, bi);
 		return INSN_ENDS;

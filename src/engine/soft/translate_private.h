@@ -86,10 +86,12 @@ enum {
 	EXIT_POLL = 64,		/* CHAIN: to where the block polls */
 	EXIT_CALL = 128,	/* CHAIN: by a CALL */
 };
-/* Of a near branch by register, memory or stack: 0 or where it lies in its page and how many bytes it has popped. */
+/* Of a near branch: 0, or where it lies in its page, how many bytes it has popped, and what else it has done. */
 #define BRANCH_INFO(offset, popped) (1u << 31 | (uint32_t)(popped) << 12 | (uint32_t)(offset))
 #define BRANCH_OFFSET(info) ((info) & 0xfff)
-#define BRANCH_POPPED(info) ((info) >> 12 & 0x7ffff)
+#define BRANCH_POPPED(info) ((info) >> 12 & 0x1ffff)
+#define BRANCH_CALLED (1u << 30)	/* a return address lies on the guest's stack and on the host's */
+#define BRANCH_COUNTED (1u << 29)	/* LOOP: RCX is one less */
 
 struct tblock {
 	uint32_t hash_next, page_next;	/* 1-based; 0 ends */
@@ -307,6 +309,7 @@ void return_stacks_fini(struct trans_vcpu *t);
 /* Empties all of them. */
 void return_stacks_reset(struct vcpu *v);
 void return_stack_push(struct vcpu *v, const uint8_t *site);
+void return_stack_pop(struct vcpu *v);
 /* hot.rsp is about to be used in this mode. */
 void return_stack_select(struct vcpu *v, unsigned mode);
 /* At a boundary: makes room, and takes back what a request did to the limit. The request is looked at afterwards. */

@@ -69,6 +69,8 @@ void return_stack_push(struct vcpu *v, const uint8_t *site)
 	memcpy(stack_of(t, t->return_mode) + (v->hot.rsp & (RETURN_BYTES - 1)), &site, sizeof site);
 }
 
+void return_stack_pop(struct vcpu *v) { v->hot.rsp += sizeof(uint8_t *); }
+
 void return_stack_select(struct vcpu *v, unsigned mode)
 {
 	struct trans_vcpu *t = trans_of(v);

@@ -1,0 +1,149 @@
+/*
+ * What seldom happens: branches out of the address space.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cpu/model.h"
+#include "engine/soft/soft.h"
+
+#define RAM_BYTES (4u << 20)
+#define TABLES 0x10000u
+#define PAGE 0x200000u			/* its last bytes hold the code, the next page HLTs */
+#define STACK 0x300000u
+#define HIGH (0x0000800000000000ull - PAGE)	/* where the same 2 MiB are mapped again: nothing lies behind them */
+
+struct machine {
+	struct map *map;
+	struct cpu_model *model;
+	struct engine *en;
+	struct vcpu *v;
+};
+
+static bool no_irq(void *opaque) { return false; }
+static int no_ack(void *opaque) { return -1; }
+static uint8_t no_tpr(void *opaque) { return 0; }
+static void no_set_tpr(void *opaque, uint8_t tpr) { }
+static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
+static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
+
+static uint8_t *ram(struct machine *m, uint64_t gpa) { return map_ptr(m->map, gpa, 1, true); }
+
+static void tables_build(struct machine *m)
+{
+	uint64_t *t = (uint64_t *)ram(m, TABLES);
+
+	t[0] = (TABLES + 0x1000) | 7;
+	t[255] = (TABLES + 0x3000) | 7;
+	t[512] = (TABLES + 0x2000) | 7;
+	t[1024] = 0x87;
+	t[1025] = PAGE | 0x87;
+	t[3 * 512 + 511] = (TABLES + 0x4000) | 7;
+	t[4 * 512 + 511] = 0x87;
+}
+
+static void machine_init(struct machine *m, bool interpret_only)
+{
+	struct cpu_model_config mc = { .name = "x86-64-v2", .tsc_hz = 1000000000 };
+	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_irq, .get_tpr = no_tpr,
+				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
+	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = interpret_only };
+
+	m->map = map_new();
+	assert_non_null(m->map);
+	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, NULL), 0);
+	assert_int_equal(cpu_model_new(&m->model, &mc, NULL), 0);
+	cfg.map = m->map;
+	cfg.model = m->model;
+	assert_int_equal(engine_soft.create(&m->en, &cfg, NULL), 0);
+	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, NULL), 0);
+	tables_build(m);
+	memset(ram(m, PAGE), 0xf4, 0x1000);
+}
+
+static void machine_fini(struct machine *m)
+{
+	engine_soft.vcpu_destroy(m->v);
+	engine_soft.destroy(m->en);
+	cpu_model_free(m->model);
+	map_free(m->map);
+}
+
+/* In the kernel of long mode, with no IDT: a fault shuts down where it happened. */
+static void run_at(struct machine *m, uint64_t rip, uint64_t rcx, struct x86_state *s)
+{
+	enum exit_reason why;
+
+	engine_soft.get_state(m->v, s);
+	s->cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_ET | CR0_WP;
+	s->cr3 = TABLES;
+	s->cr4 = CR4_PAE | CR4_OSFXSR;
+	s->efer = EFER_LME | EFER_LMA;
+	for (unsigned i = 0; i < SEG_COUNT; i++)
+		s->seg[i] = (struct x86_segment){ .limit = ~0u, .selector = 0x10, .attr = 0xc093 };
+	s->seg[SEG_CS] = (struct x86_segment){ .limit = ~0u, .selector = 8, .attr = 0xa09b };
+	s->idtr = (struct x86_table){ 0, 0 };
+	s->rip = rip;
+	s->rflags = FLAG_FIXED;
+	s->gpr[REG_RSP] = STACK;
+	s->gpr[REG_RCX] = rcx;
+	s->activity = ACTIVITY_RUNNING;
+	engine_soft.set_state(m->v, s);
+	do
+		why = engine_soft.run(m->v, NULL);
+	while (why == EXIT_KICKED);
+	engine_soft.get_state(m->v, s);
+}
+
+/* Direct branches out of the lower half fault before they begin: not yet linked, and linked by the other mapping, from
+ * where the same bytes lead to a HLT. What only goes on there faults there. */
+static void branches_out(bool interpret_only)
+{
+	static const struct { uint8_t code[6]; unsigned n; uint64_t rcx; bool goes_on; } branches[] = {
+		{ { 0xe9, 0x20, 0, 0, 0 }, 5, 5, false },		/* jmp */
+		{ { 0xeb, 0x20 }, 2, 5, false },
+		{ { 0x0f, 0x85, 0x20, 0, 0, 0 }, 6, 5, false },		/* jnz */
+		{ { 0x75, 0x20 }, 2, 5, false },
+		{ { 0xe8, 0x20, 0, 0, 0 }, 5, 5, false },		/* call */
+		{ { 0xe2, 0x20 }, 2, 5, false },			/* loop */
+		{ { 0xe3, 0x20 }, 2, 0, false },			/* jrcxz */
+		{ { 0x74, 0x20, 0x90, 0x90, 0x90 }, 5, 5, true },	/* jz, not taken */
+	};
+
+	for (unsigned i = 0; i < 2 * sizeof branches / sizeof *branches; i++) {
+		unsigned k = i / 2;
+		uint64_t at = PAGE - (branches[k].goes_on ? branches[k].n : 16), rcx = branches[k].rcx;
+		struct machine m;
+		struct x86_state s;
+
+		machine_init(&m, interpret_only);
+		memcpy(ram(&m, at), branches[k].code, branches[k].n);
+		for (unsigned warm = 0; warm < i % 2 * 3; warm++) {
+			run_at(&m, at, rcx, &s);
+			assert_int_equal(s.activity, ACTIVITY_HALTED);
+		}
+		run_at(&m, HIGH + at, rcx, &s);
+		assert_int_equal(s.activity, ACTIVITY_SHUTDOWN);
+		assert_int_equal(s.rip, branches[k].goes_on ? HIGH + PAGE : HIGH + at);
+		assert_int_equal(s.gpr[REG_RSP], STACK);
+		assert_int_equal(s.gpr[REG_RCX], rcx);
+		machine_fini(&m);
+	}
+}
+
+static void test_branches_out(void **state) { branches_out(false); }
+static void test_branches_out_interpreter(void **state) { branches_out(true); }
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_branches_out), cmocka_unit_test(test_branches_out_interpreter),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
