@@ -1,5 +1,5 @@
 /*
- * What seldom happens: branches out of the address space.
+ * What seldom happens: branches out of the address space, and what is asked of a vCPU while it looks at something else.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -139,10 +139,30 @@ static void branches_out(bool interpret_only)
 static void test_branches_out(void **state) { branches_out(false); }
 static void test_branches_out_interpreter(void **state) { branches_out(true); }
 
+/* Who makes code watched serves what others ask of the TLB, in the middle of a block: a new layout is not done then. */
+static void test_layout(void **state)
+{
+	static const struct io_ops ops = { 0 };
+	struct machine m;
+	struct x86_state s;
+
+	machine_init(&m, false);
+	run_at(&m, PAGE, 0, &s);
+	assert_int_equal(atomic_load(&m.v->request), 0);
+	assert_non_null(map_add_mmio(m.map, RAM_BYTES, 0x1000, &ops, NULL, "test"));
+	vcpu_request(m.v, REQUEST_DROP_WRITES);
+	vcpu_service(m.v);
+	assert_int_equal(atomic_load(&m.v->request), REQUEST_LAYOUT);
+	run_at(&m, PAGE, 0, &s);
+	assert_int_equal(atomic_load(&m.v->request), 0);
+	machine_fini(&m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_branches_out), cmocka_unit_test(test_branches_out_interpreter),
+		cmocka_unit_test(test_layout),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

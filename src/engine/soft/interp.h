@@ -77,8 +77,6 @@ struct interp {
 	uint8_t soft_len;		/* length of the INT being delivered */
 	uint64_t db_pending;		/* DR6 bits for a trap after this instruction */
 	_Atomic bool running;		/* inside run(); clear: at a safe point */
-	_Atomic uint32_t layout_epoch;	/* the map's layout changed: drop blocks */
-	uint32_t layout_seen;
 	/* A RMW on a code page in flight (mem_rmw_any): reported by mem_rmw_done(). */
 	uint32_t rmw_page;
 	uint16_t rmw_first, rmw_last;

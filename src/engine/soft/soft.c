@@ -163,26 +163,18 @@ void vcpu_request(struct vcpu *v, uint32_t bits)
 
 void vcpu_service(struct vcpu *v)
 {
-	uint32_t asked = atomic_load(&v->request) & (REQUEST_FLUSH_TLB | REQUEST_DROP_WRITES);
-
-	if (!asked)
+	if (!(atomic_load(&v->request) & REQUEST_DROP_WRITES))
 		return;
-	if (asked & REQUEST_FLUSH_TLB)
-		tlb_flush_all(v);
-	else
-		tlb_drop_writes(v, NULL);
+	tlb_drop_writes(v, NULL);
 	/* Only now: who waits for the bit to go may rely on what it asked for. */
-	atomic_fetch_and(&v->request, ~asked);
+	atomic_fetch_and(&v->request, ~(uint32_t)REQUEST_DROP_WRITES);
 }
 
+/* Between two blocks, where vcpu_service() may come within one: decoded code goes too. */
 static void layout_service(struct vcpu *v)
 {
-	struct interp *ip = interp_of(v);
-	uint32_t epoch = atomic_load(&ip->layout_epoch);
-
-	if (epoch == ip->layout_seen)
+	if (!(atomic_fetch_and(&v->request, ~(uint32_t)REQUEST_LAYOUT) & REQUEST_LAYOUT))
 		return;
-	ip->layout_seen = epoch;
 	tlb_flush_all(v);
 	interp_drop_all(v);
 }
@@ -421,10 +413,8 @@ static void layout_changed(void *opaque)
 
 	for (unsigned i = 0; i < SOFT_MAX_VCPUS; i++) {
 		struct vcpu *v = en->vcpu[i];
-		if (v) {
-			atomic_fetch_add(&interp_of(v)->layout_epoch, 1);
-			vcpu_request(v, REQUEST_FLUSH_TLB);
-		}
+		if (v)
+			vcpu_request(v, REQUEST_LAYOUT);
 	}
 }
 

@@ -71,7 +71,7 @@ void soft_counters(struct vcpu *v, counter_fn *each, void *opaque);
 /* Leaves the x87 and vector state alone: the guest's may be live. */
 uint64_t soft_tsc(struct vcpu *v);
 void vcpu_request(struct vcpu *v, uint32_t bits);
-/* Handles REQUEST_FLUSH_TLB and REQUEST_DROP_WRITES; block boundaries only. */
+/* Handles REQUEST_DROP_WRITES; block boundaries, and where code is watched. */
 void vcpu_service(struct vcpu *v);
 /* Makes t give up every permission to write past the slow path before it executes anything more, and waits for
  * that: what t wrote before has landed then. Never on t's own thread. */

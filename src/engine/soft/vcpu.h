@@ -42,7 +42,7 @@ static inline unsigned tlb_index(uint64_t va) { return (va >> GUEST_PAGE_SHIFT) 
 struct soft_engine;
 struct translator;	/* per VM, engine/soft/translate.h */
 
-enum { REQUEST_KICK = 1, REQUEST_FLUSH_TLB = 2, REQUEST_EXIT = 4, REQUEST_DROP_WRITES = 8,
+enum { REQUEST_KICK = 1, REQUEST_LAYOUT = 2 /* the map's layout is another */, REQUEST_EXIT = 4, REQUEST_DROP_WRITES = 8,
        REQUEST_CODE = 16 /* translated code went stale; the translator's own */ };
 
 /* What translated code reaches by constant offsets besides s and tlb (translate_private.h). */
