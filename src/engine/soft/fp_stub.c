@@ -71,6 +71,27 @@ static unsigned emit_at(struct fp_stubs *s, unsigned slot, const struct insn *in
 	return slot;
 }
 
+/* Code that was just written through the other mapping may run behind this (SDM vol. 3, 8.1.3, 8.3). IRET, as CPUID and
+ * what else serialises leaves virtual machines. The red zone stays. */
+static void serialise(void)
+{
+	uint64_t rsp, t;
+
+	__asm__ volatile("mov %%rsp, %0\n"
+			 "lea -128(%%rsp), %%rsp\n"
+			 "mov %%ss, %k1\n"
+			 "push %1\n"
+			 "push %0\n"
+			 "pushfq\n"
+			 "mov %%cs, %k1\n"
+			 "push %1\n"
+			 "lea 1f(%%rip), %1\n"
+			 "push %1\n"
+			 "iretq\n"
+			 "1:\n"
+			 : "=&r"(rsp), "=&r"(t) : : "memory");
+}
+
 static unsigned make(struct vcpu *v, struct fp_stubs *s, uint64_t key, const struct insn *in,
 		     unsigned (*emit)(uint8_t *out, const struct insn *in), unsigned first)
 {
@@ -89,8 +110,7 @@ static unsigned make(struct vcpu *v, struct fp_stubs *s, uint64_t key, const str
 	}
 	pthread_mutex_unlock(&s->lock);
 	slot = emit_at(s, SLOTS + v->w.index % SPARE, in, emit);
-	uint32_t a = 0, b, c = 0, d;
-	__asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d) : : "memory");	/* serialises: fresh code */
+	serialise();
 	return slot;
 }
 
