@@ -62,7 +62,6 @@ INTERP_HANDLER(op_int1)
 	soft_event(v, in, EXC_DB, EVENT_ICEBP);
 }
 
-
 INTERP_HANDLER(op_into)
 {
 	if (v->s.rflags & FLAG_OF)
