@@ -290,7 +290,7 @@ void build_begin(struct vcpu *v, unsigned start, unsigned mode)
 static void build_end(struct block_build *b, struct tblock *k, enum block_head head)
 {
 	struct trans_vcpu *t = b->t;
-	uint32_t cold = t->cold_used;
+	uint32_t cold = t->cold_used, used = t->used;
 
 	b->index = (uint32_t)(k - t->blocks);
 	b->e.p = t->mem.rw + t->used;
@@ -302,7 +302,7 @@ static void build_end(struct block_build *b, struct tblock *k, enum block_head h
 	t->used = (uint32_t)(b->e.p - t->mem.rw + 15) & ~15u;
 	t->count_blocks++;
 	if (unlikely(b->v->en->code_made != NULL))
-		perf_block(b, k, t->mem.rw + k->far_entry, t->mem.rw + cold, t->mem.rw + t->cold_used);
+		perf_block(b, k, t->mem.rw + used, t->mem.rw + cold, t->mem.rw + t->cold_used);
 }
 
 /* Copies the page's bytes from `first` up to `end`; all that was decoded is forgotten. */
