@@ -64,6 +64,25 @@ static unsigned block_extent(struct block_build *b)
 	return at;
 }
 
+/* A count that is not zero: the shift sets all its flags, where the table must allow for their passing through. */
+static bool shift_sets_flags(const struct insn *in)
+{
+	unsigned size = in->ops[0].size;
+
+	switch (in->op) {
+	case X86_SHLD: case X86_SHRD:
+		if (size == 2)	/* counts above 16 leave everything undefined */
+			return false;
+		/* fall through */
+	case X86_SHL: case X86_SHR: case X86_SAR: case X86_ROL: case X86_ROR:
+		return in->ops[in->nops - 1].kind == OPK_IMM && (in->imm & (size == 8 ? 63 : 31));
+	default:
+		return false;
+	}
+}
+
+static uint32_t row_flags_read(const struct insn *in) { return shift_sets_flags(in) ? 0 : in->row->flags_read; }
+
 /* Which arithmetic flags may be read by what comes at `offset`, looking no further than what was watched. */
 static uint32_t flags_wanted(struct block_build *b, int64_t offset)
 {
@@ -75,8 +94,8 @@ static uint32_t flags_wanted(struct block_build *b, int64_t offset)
 			in = decode_at(b, (unsigned)offset);
 		if (!in || offset + in->len > b->end)
 			break;
-		wanted |= in->row->flags_read & unknown;
-		unknown &= ~(in->row->flags_read | in->row->flags_written | in->row->flags_undefined);
+		wanted |= row_flags_read(in) & unknown;
+		unknown &= ~(row_flags_read(in) | in->row->flags_written | in->row->flags_undefined);
 		offset += in->len;
 		if (in->op == X86_JMP && in->ops[0].kind == OPK_REL)
 			offset += (int64_t)in->imm;
@@ -107,7 +126,7 @@ static uint32_t flags_read(const struct insn *in)
 {
 	switch (in->row->trans) {
 	case TRANS_COPY: case TRANS_STACK: case TRANS_BRANCH: case TRANS_CALL: case TRANS_RET:
-		return in->row->flags_read;
+		return row_flags_read(in);
 	default:
 		return FLAGS_ARITH;
 	}
