@@ -167,6 +167,37 @@ static void spills_load(struct emitter *e, const struct insn *in, const struct s
 			emit_load(e, sp->s[i].temp, hm_gs(OFF_GPR(sp->s[i].guest)));
 }
 
+static void fields_fill(const struct block_build *b, const struct block_insn *bi, struct fields *f)
+{
+	fields_find(&bi->in, f);
+	f->imm = b->code + bi->offset + bi->in.imm_at;
+	f->imm_len = bi->in.len - bi->in.imm_at;
+}
+
+/* xchg al, ah and its kin. */
+static void emit_swap_bytes(struct emitter *e, unsigned reg) { e2(e, 0x86, 0xc0 | (4 + reg) << 3 | reg); }
+
+/* AH, CH, DH or BH with memory: our operand needs a REX prefix, with which there are no such registers. So it changes
+ * places with the low byte; the address is in T0 alone then. */
+static enum insn_result high_byte_translate(struct block_build *b, struct block_insn *bi, struct fields *f, bool write)
+{
+	struct emitter *e = &b->e;
+	const struct insn *in = &bi->in;
+	unsigned reg = in->ops[f->reg_op].reg, spare;
+	struct host_mem m;
+
+	if (!mem_translatable(b, in) || in->op == X86_CMPXCHG)
+		return INSN_STEP;
+	m = mem_translate(b, bi, 1, write, &spare);
+	emit_lea(e, H_T0, m);
+	m = hm_base(H_T0, 0);
+	f->reg = reg;
+	emit_swap_bytes(e, reg);
+	emit_insn(e, in, f, &m);
+	emit_swap_bytes(e, reg);
+	return INSN_NEXT;
+}
+
 static enum insn_result copy_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write)
 {
 	struct emitter *e = &b->e;
@@ -175,12 +206,12 @@ static enum insn_result copy_translate(struct block_build *b, struct block_insn 
 	struct fields f;
 	struct host_mem m;
 
-	fields_find(in, &f);
-	f.imm = b->code + bi->offset + in->imm_at;
-	f.imm_len = in->len - in->imm_at;
+	fields_fill(b, bi, &f);
+	if (f.mem_op >= 0 && f.no_rex)
+		return high_byte_translate(b, bi, &f, write);
 	if (f.mem_op >= 0) {
 		unsigned spare;
-		if (!mem_translatable(b, in) || f.no_rex)
+		if (!mem_translatable(b, in))
 			return INSN_STEP;
 		sp.nfree = 1;
 		sp.free[0] = H_T0;	/* provisional: may the fields be mapped at all? */
