@@ -268,8 +268,7 @@ int jump_cache_need(struct vcpu *v, unsigned mode)
 	s = mmap(NULL, JUMP_CACHE_ENTRIES * sizeof *s, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (s == MAP_FAILED)
 		return -ENOMEM;
-	/* Slot 0 must not match RIP 0: neg_rip + rip is zero there. */
-	s[0].neg_rip = 1;
+	s[0].rip = 1;	/* no other slot's zero is a RIP that is looked up there */
 	v->hot.jump[mode] = s;
 	return 0;
 }
@@ -281,7 +280,7 @@ static struct jump_slot *filled_slot(struct vcpu *v, const struct filled *f)
 
 static void slot_clear(struct vcpu *v, const struct filled *f)
 {
-	filled_slot(v, f)->neg_rip = f->slot ? 0 : 1;
+	filled_slot(v, f)->rip = f->slot ? 0 : 1;
 }
 
 static void list_clear(struct vcpu *v, struct fill_list *l)
@@ -329,7 +328,7 @@ static void jump_cache_drop_dead(struct vcpu *v)
 static bool page_flushed(struct vcpu *v, const struct filled *f)
 {
 	const struct interp *ip = interp_of(v);
-	uint64_t page = -filled_slot(v, f)->neg_rip & GUEST_PAGE_MASK;
+	uint64_t page = filled_slot(v, f)->rip & GUEST_PAGE_MASK;
 
 	for (unsigned i = 0; i < ip->flushed_count; i++)
 		if (page == ip->flushed[i] || page + GUEST_PAGE_SIZE == ip->flushed[i])
@@ -383,7 +382,6 @@ void jump_cache_sync(struct vcpu *v)
 	t->fetch_epoch = ip->fetch_epoch;
 }
 
-/* A zero neg_rip matches RIP 0 alone, whose slot is 0 and never zero. */
 void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const struct tblock *k, bool global)
 {
 	struct trans_vcpu *t = trans_of(v);
@@ -400,6 +398,6 @@ void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const struct tb
 	page_bit_set(t, rip);
 	page_bit_set(t, rip + GUEST_PAGE_SIZE);
 	s->host = cache_rx(t, k->far_entry);
-	s->neg_rip = -rip;
+	s->rip = rip;
 	cell_set(v, k, rip & GUEST_PAGE_MASK, global);
 }

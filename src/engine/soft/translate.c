@@ -216,6 +216,7 @@ static const struct exit_data *code_run(struct vcpu *v, const uint8_t *target, b
 
 	if (fpu)
 		fpu_prepare(v);
+	v->hot.save_flags = (v->s.rflags & 0xff) << 8 | (v->s.rflags >> 11 & 1);	/* parked as well as in RFLAGS */
 	v->hot.fpu_want = fpu;
 	t->enter(v, target);
 	live = v->hot.fpu_live;

@@ -64,25 +64,6 @@ static unsigned block_extent(struct block_build *b)
 	return at;
 }
 
-/* A count that is not zero: the shift sets all its flags, where the table must allow for their passing through. */
-static bool shift_sets_flags(const struct insn *in)
-{
-	unsigned size = in->ops[0].size;
-
-	switch (in->op) {
-	case X86_SHLD: case X86_SHRD:
-		if (size == 2)	/* counts above 16 leave everything undefined */
-			return false;
-		/* fall through */
-	case X86_SHL: case X86_SHR: case X86_SAR: case X86_ROL: case X86_ROR:
-		return in->ops[in->nops - 1].kind == OPK_IMM && (in->imm & (size == 8 ? 63 : 31));
-	default:
-		return false;
-	}
-}
-
-static uint32_t row_flags_read(const struct insn *in) { return shift_sets_flags(in) ? 0 : in->row->flags_read; }
-
 /* Which arithmetic flags may be read by what comes at `offset`, looking no further than what was watched. */
 static uint32_t flags_wanted(struct block_build *b, int64_t offset)
 {
@@ -94,8 +75,8 @@ static uint32_t flags_wanted(struct block_build *b, int64_t offset)
 			in = decode_at(b, (unsigned)offset);
 		if (!in || offset + in->len > b->end)
 			break;
-		wanted |= row_flags_read(in) & unknown;
-		unknown &= ~(row_flags_read(in) | in->row->flags_written | in->row->flags_undefined);
+		wanted |= insn_flags_read(in) & unknown;
+		unknown &= ~(insn_flags_read(in) | insn_flags_lost(in));
 		offset += in->len;
 		if (in->op == X86_JMP && in->ops[0].kind == OPK_REL)
 			offset += (int64_t)in->imm;
@@ -124,9 +105,11 @@ static uint32_t flags_after_block(struct block_build *b)
 /* Does the instruction surely run here, not in the interpreter? If not, flags must be whole before it. */
 static uint32_t flags_read(const struct insn *in)
 {
+	if (in->op == X86_DIV || in->op == X86_IDIV)
+		return 0;
 	switch (in->row->trans) {
 	case TRANS_COPY: case TRANS_STACK: case TRANS_BRANCH: case TRANS_CALL: case TRANS_RET:
-		return row_flags_read(in);
+		return insn_flags_read(in);
 	default:
 		return FLAGS_ARITH;
 	}
@@ -139,7 +122,7 @@ static void liveness(struct block_build *b)
 	for (unsigned i = b->count; i-- > 0; ) {
 		struct block_insn *bi = &b->insns[i];
 		bi->live_out = live;
-		live &= ~(bi->in.row->flags_written | bi->in.row->flags_undefined);
+		live &= ~insn_flags_lost(&bi->in);
 		live |= flags_read(&bi->in);
 		live &= FLAGS_ARITH;
 		bi->live_in = live;
@@ -197,7 +180,7 @@ static void stub_emit(struct block_build *b, struct stub *s)
 	static const uint8_t exits[] = { [STUB_MISS] = TEXIT_MISS, [STUB_STEP] = TEXIT_STEP, [STUB_FPU] = TEXIT_FPU,
 					 [STUB_CHAIN] = TEXIT_CHAIN, [STUB_POLL] = TEXIT_POLL,
 					 [STUB_FAR] = TEXIT_FAR, [STUB_SITE] = TEXIT_SITE,
-					 [STUB_TARGET] = TEXIT_TARGET };
+					 [STUB_TARGET] = TEXIT_TARGET, [STUB_LOOKUP] = TEXIT_LOOKUP };
 	struct emitter *e = &b->e;
 
 	patch32(s->from, e->p);
@@ -205,13 +188,13 @@ static void stub_emit(struct block_build *b, struct stub *s)
 		emit_call_to(e, b->t->refill[b->tlb_mode][!!(s->data.flags & EXIT_WRITE)]);
 		patch32(emit_jcc(e, CC_NE), s->again);
 	}
-	if (s->flags_saved)
-		emit_flags_restore(e);
 	if (s->kind == STUB_VERIFY) {
 		emit_lea(e, H_T0, hm_base(H_T0, s->data.offset));
 		emit_jmp_to(e, b->t->lookup[b->mode]);
 		return;
 	}
+	if (s->flags_saved)
+		emit_flags_restore(e);
 	emit_call_to(e, b->t->exit_to[exits[s->kind]]);
 	if (s->retry)
 		s->data.rel = (int32_t)(s->retry - e->p);
@@ -226,6 +209,7 @@ static void emit_step(struct block_build *b, unsigned offset)
 {
 	struct exit_data d = { .offset = (uint16_t)offset };
 
+	flags_to_host(b, H_T1);
 	emit_call_to(&b->e, b->t->exit_to[TEXIT_STEP]);
 	memcpy(b->e.p, &d, sizeof d);
 	b->e.p += sizeof d;
@@ -265,10 +249,14 @@ static void block_emit(struct block_build *b)
 		if (r == INSN_STEP)
 			emit_step(b, b->insns[i].offset);
 	}
-	if (r == INSN_NEXT && next < GUEST_PAGE_SIZE && b->count < BLOCK_INSNS && !b->cut)
+	if (r == INSN_NEXT && next < GUEST_PAGE_SIZE && b->count < BLOCK_INSNS && !b->cut) {
 		emit_undecoded(b, next);
-	else if (r == INSN_NEXT)
+		return;
+	}
+	if (r == INSN_NEXT) {
+		flags_end(b, &b->insns[b->count - 1]);
 		jump_to_offset(b, next, false);
+	}
 }
 
 void stubs_emit(struct block_build *b)
@@ -299,6 +287,7 @@ void build_begin(struct vcpu *v, unsigned start, unsigned mode)
 	b->wide = b->insn_mode == INSN_64;
 	b->word = b->wide ? 8 : 4;
 	b->stub_count = 0;
+	b->flags_at = FLAGS_HOST;
 	b->fpu_checked = false;
 	b->cut = false;
 	b->start = start;

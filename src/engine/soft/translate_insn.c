@@ -191,10 +191,12 @@ static enum insn_result high_byte_translate(struct block_build *b, struct block_
 	m = mem_translate(b, bi, 1, write, &spare);
 	emit_lea(e, H_T0, m);
 	m = hm_base(H_T0, 0);
+	flags_before(b, bi, H_T1);
 	f->reg = reg;
 	emit_swap_bytes(e, reg);
 	emit_insn(e, in, f, &m);
 	emit_swap_bytes(e, reg);
+	flags_after(b, bi);
 	return INSN_NEXT;
 }
 
@@ -224,6 +226,7 @@ static enum insn_result copy_translate(struct block_build *b, struct block_insn 
 		}
 		m = mem_translate(b, bi, size, write, &spare);
 		sp.free[0] = spare;
+		flags_before(b, bi, spare);
 	} else if (f.no_rex) {
 		for (int i = 0; i < in->nops; i++) {
 			const struct operand *o = &in->ops[i];
@@ -232,6 +235,8 @@ static enum insn_result copy_translate(struct block_build *b, struct block_insn 
 				return INSN_STEP;
 		}
 	}
+	if (f.mem_op < 0)
+		flags_before(b, bi, H_T1);
 	if (!field_map(b, in, &f, &sp, f.reg_op, &f.reg) || !field_map(b, in, &f, &sp, f.rm_op, &f.rm) ||
 	    !field_map(b, in, &f, &sp, f.vvvv_op, &f.vvvv) || !field_map(b, in, &f, &sp, f.opreg_op, &f.opreg))
 		return INSN_STEP;
@@ -240,6 +245,7 @@ static enum insn_result copy_translate(struct block_build *b, struct block_insn 
 	for (unsigned i = 0; i < sp.n; i++)
 		if (sp.s[i].write)
 			emit_store(e, sp.s[i].temp, hm_gs(OFF_GPR(sp.s[i].guest)));
+	flags_after(b, bi);
 	return INSN_NEXT;
 }
 
@@ -362,7 +368,7 @@ static void div_check(struct block_build *b, struct block_insn *bi, bool sign, b
 	block_stub(b, STUB_STEP, emit_jcc(e, CC_NE), bi->offset);
 }
 
-/* Flags are undefined afterwards; but the stubs hand the instruction over with those clobbered, as undefined. */
+/* Flags are undefined afterwards, and may be lost before: nobody looks at those of a #DE. */
 static enum insn_result div_translate(struct block_build *b, struct block_insn *bi)
 {
 	struct emitter *e = &b->e;
@@ -391,6 +397,7 @@ static enum insn_result div_translate(struct block_build *b, struct block_insn *
 	}
 	div_check(b, bi, sign, wide);
 	emit_op_reg(e, wide, 0xf7, sign ? 7 : 6, H_T0);
+	flags_after(b, bi);
 	return INSN_NEXT;
 }
 
@@ -427,25 +434,21 @@ static enum insn_result pushf_translate(struct block_build *b, struct block_insn
 		emit_op_reg(e, true, 0x89, H_T0, H_T1);
 		m = hm_base(H_T1, 0);
 	}
-	emit_flags_save(e);
+	if (!(b->flags_at & FLAGS_PARKED))	/* both temporaries may be part of the address */
+		emit_flags_save(e);
+	b->flags_at = FLAGS_PARKED;
 	emit_rflags_whole(e);
 	emit_op_mem(e, b->wide, 0x89, H_T0, m);
 	emit_op_mem(e, b->wide, 0x8d, H_R13, hm_base(H_R13, -(int32_t)b->word));
-	emit_flags_restore(e);
 	return INSN_NEXT;
 }
 
 /* CLI, CLD: clears one bit of s.rflags. */
 static enum insn_result flag_clear(struct block_build *b, struct block_insn *bi, uint32_t flag)
 {
-	bool live = bi->live_out & FLAGS_ARITH;
-
-	if (live)
-		emit_flags_save(&b->e);
+	flags_park(b, bi, H_T1);
 	emit_op_mem(&b->e, false, 0x81, 4, hm_gs(offsetof(struct vcpu, s.rflags)));
 	e_u32(&b->e, ~flag);
-	if (live)
-		emit_flags_restore(&b->e);
 	return INSN_NEXT;
 }
 
@@ -458,13 +461,12 @@ static enum insn_result sti_translate(struct block_build *b, struct block_insn *
 
 	if (b->tlb_mode == TLB_USER || bi == &b->insns[b->count - 1])
 		return INSN_STEP;
-	emit_flags_save(e);
+	flags_park(b, bi, H_T1);
 	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(irq_hint)), 0);
 	s = block_stub(b, STUB_STEP, emit_jcc(e, CC_NE), bi->offset);
-	s->flags_saved = true;
+	s->flags_saved = bi->live_in & FLAGS_ARITH;
 	emit_op_mem(e, false, 0x81, 1, hm_gs(offsetof(struct vcpu, s.rflags)));	/* or */
 	e_u32(e, FLAG_IF);
-	emit_flags_restore(e);
 	return INSN_NEXT;
 }
 
@@ -479,6 +481,7 @@ static enum insn_result bit_translate(struct block_build *b, struct block_insn *
 
 	if (!mem_translatable(b, in) || in->opsize == 2)
 		return INSN_STEP;
+	flags_only_host(b);
 	m = mem_translate_bit(b, bi, in->ops[1].reg, in->opsize, in->op != X86_BT);
 	if (in->lock)
 		e1(&b->e, 0xf0);
@@ -501,14 +504,11 @@ static void fpu_check(struct block_build *b, struct block_insn *bi)
 		return;
 	b->fpu_checked = true;
 	b->addend_group = 0;	/* whoever comes back from there has lost T1 */
-	if (live)
-		emit_flags_save(e);
+	flags_park(b, bi, H_T1);
 	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(fpu_live)), 0);
 	s = block_stub(b, STUB_FPU, emit_jcc(e, CC_E), bi->offset);
 	s->retry = retry;
 	s->flags_saved = live;
-	if (live)
-		emit_flags_restore(e);
 }
 
 static bool fp_allowed(const struct block_build *b, const struct insn *in)
@@ -639,6 +639,7 @@ enum insn_result insn_translate(struct block_build *b, struct block_insn *bi)
 	case TRANS_BRANCH: case TRANS_CALL: case TRANS_RET:
 		return jump_translate(b, bi);
 	case TRANS_SYSTEM:
+		flags_only_host(b);
 		return system_translate(b, bi);
 	default:
 		return INSN_STEP;

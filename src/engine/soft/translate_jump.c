@@ -4,72 +4,77 @@
  *   direct      jmp, jcc, call rel32, patched at first use to one of the target's entries (translate_link.c); to another
  *               page with T0 the linear RIP and T1 BRANCH_INFO, or 0 where code just goes on there
  *   return      ret, with T0 the linear RIP and T1 BRANCH_INFO (translate_return.c)
- *   indirect    inline look-up of the linear RIP in the jump cache, without touching flags:
+ *   indirect    inline look-up of the linear RIP in the jump cache; the guest's flags are parked:
  *
- *	mov  gs:[save_rcx], rcx
- *	movzx ecx, t0w			; 65536 slots of { -RIP, host }
- *	lea  ecx, [rcx + rcx]
- *	mov  t1, gs:[jump[mode]]
- *	lea  t1, [t1 + rcx * 8]
- *	mov  rcx, [t1]
- *	lea  rcx, [rcx + t0]		; zero: found
- *	jrcxz 1f
- *	mov  rcx, gs:[save_rcx]
- *	call exit_lookup
- *   1:	mov  rcx, gs:[save_rcx]
+ *	movzx t1d, t0w			; 65536 slots of { RIP, host }
+ *	shl  t1d, 4
+ *	add  t1, gs:[jump[mode]]
+ *	cmp  t0, [t1]
+ *	jne  exit_lookup
  *	jmp  [t1 + 8]
  *
  * An indirect call looks its target up before it pushes: what is in the jump cache is an address, and may be fetched.
  */
 #include "engine/soft/translate_private.h"
 
-/* T1 := slot of T0. RCX is in hot.save_rcx. The jump that is taken if the slot is T0's. */
+/* T1 := slot of T0. The jump that is taken if the slot is not T0's. RFLAGS is lost. */
 static uint8_t *emit_slot(struct emitter *e, unsigned mode)
 {
-	emit_store(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
-	e3(e, 0x41, 0x0f, 0xb7), e1(e, 0xce);			/* movzx ecx, r14w */
-	e3(e, 0x8d, 0x0c, 0x09);				/* lea ecx, [rcx + rcx] */
-	emit_load(e, H_T1, hm_gs(OFF_HOT(jump) + 8 * mode));
-	emit_lea(e, H_T1, (struct host_mem){ H_T1, H_RCX, 3, false, 0 });
-	emit_load(e, H_RCX, hm_base(H_T1, 0));
-	emit_lea(e, H_RCX, (struct host_mem){ H_RCX, H_T0, 0, false, 0 });
-	return emit_jrcxz(e);
+	e3(e, 0x45, 0x0f, 0xb7), e1(e, 0xfe);			/* movzx t1d, t0w */
+	e3(e, 0x41, 0xc1, 0xe7), e1(e, 4);			/* shl t1d, 4 */
+	emit_op_mem(e, true, 0x03, H_T1, hm_gs(OFF_HOT(jump) + 8 * mode));
+	emit_op_mem(e, true, 0x3b, H_T0, hm_base(H_T1, 0));	/* cmp t0, [t1] */
+	return emit_jcc(e, CC_NE);
 }
 
-static void emit_lookup(struct trans_vcpu *t, struct emitter *e, unsigned mode, struct exit_data d)
-{
-	uint8_t *found = emit_slot(e, mode);
-
-	emit_load(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
-	emit_call_to(e, t->exit_to[TEXIT_LOOKUP]);
-	memcpy(e->p, &d, sizeof d);
-	e->p += sizeof d;
-	patch8(found, e->p);
-	emit_load(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
-	emit_op_mem(e, false, 0xff, 4, hm_base(H_T1, 8));	/* jmp */
-}
+static void emit_found(struct emitter *e) { emit_op_mem(e, false, 0xff, 4, hm_base(H_T1, 8)); }	/* jmp */
 
 void jump_emit_shared(struct vcpu *v, struct emitter *e)
 {
+	struct exit_data d = { .flags = EXIT_SHARED };
 	struct trans_vcpu *t = trans_of(v);
 
 	for (unsigned mode = 0; mode < TRANSLATE_MODES; mode++) {
+		uint8_t *over, *miss;
+		t->lookup_host[mode] = e->p;
+		emit_flags_save(e);
+		over = emit_jmp8(e);
 		t->sentinel[mode] = e->p;
 		emit_lea(e, H_RSP, hm_base(H_RSP, -8));
+		patch8(over, e->p);
 		t->lookup[mode] = e->p;
 		emit_op_mem(e, false, 0x89, H_T1, hm_gs(OFF_HOT(branch_info)));
-		emit_lookup(t, e, mode, (struct exit_data){ .flags = EXIT_SHARED });
+		miss = emit_slot(e, mode);
+		emit_found(e);
+		patch32(miss, e->p);
+		emit_flags_restore(e);
+		emit_call_to(e, t->exit_to[TEXIT_LOOKUP]);
+		memcpy(e->p, &d, sizeof d);
+		e->p += sizeof d;
 	}
 }
 
-void jump_indirect(struct block_build *b) { emit_lookup(b->t, &b->e, b->mode, (struct exit_data){ 0 }); }
+/* T0: linear RIP; whoever is reached expects flags parked, if it wants them. info: BRANCH_INFO or 0. */
+static void emit_lookup(struct block_build *b, unsigned mode, uint32_t info)
+{
+	struct stub *s;
+
+	flags_to_memory(b, H_T1);
+	s = block_stub(b, STUB_LOOKUP, emit_slot(&b->e, mode), 0);
+	s->flags_saved = b->flags_at;
+	s->data.flags = info ? EXIT_BRANCH : 0;
+	s->data.rel = (int32_t)info;
+	emit_found(&b->e);
+}
+
+void jump_indirect(struct block_build *b) { emit_lookup(b, b->mode, 0); }
 
 /* Goes on in another mode, on that mode's return stack. */
 void jump_indirect_mode(struct block_build *b, unsigned mode)
 {
 	emit_store(&b->e, H_RSP, hm_gs(OFF_HOT(return_sp) + 8 * b->mode));
 	emit_load(&b->e, H_RSP, hm_gs(OFF_HOT(return_sp) + 8 * mode));
-	emit_lookup(b->t, &b->e, mode, (struct exit_data){ 0 });
+	emit_lookup(b, mode, 0);
 }
 
 static bool in_page(int64_t target) { return target >= 0 && target < (int64_t)GUEST_PAGE_SIZE; }
@@ -77,10 +82,12 @@ static bool in_page(int64_t target) { return target >= 0 && target < (int64_t)GU
 /* The displacement at `from` leads to an offset from the page's start. To another page: T0 and T1 are as emit_far() says. */
 static void link_later(struct block_build *b, uint8_t *from, int64_t target, unsigned flags)
 {
-	if (in_page(target))
-		block_stub(b, STUB_CHAIN, from, (unsigned)target)->data.flags = (uint8_t)flags;
-	else
-		block_stub(b, STUB_FAR, from, 0);
+	struct stub *s = block_stub(b, in_page(target) ? STUB_CHAIN : STUB_FAR, from, in_page(target) ? (unsigned)target : 0);
+
+	s->flags_saved = b->flags_at == FLAGS_PARKED;
+	s->data.flags = (uint8_t)flags;
+	if (b->flags_at != FLAGS_HOST)
+		s->data.flags |= EXIT_PARKED;
 }
 
 static void emit_far(struct block_build *b, int64_t target, uint32_t info)
@@ -93,6 +100,8 @@ static void emit_far(struct block_build *b, int64_t target, uint32_t info)
 
 static void branch_to(struct block_build *b, int64_t target, bool poll, uint32_t info)
 {
+	if (in_page(target))
+		flags_to_host(b, H_T1);
 	emit_far(b, target, info);
 	link_later(b, emit_jmp(&b->e), target, poll ? EXIT_POLL : 0);
 }
@@ -147,7 +156,7 @@ static void indirect_target(struct block_build *b, struct block_insn *bi)
 static void call_site(struct block_build *b, int64_t next)
 {
 	if (in_page(next))
-		block_stub(b, STUB_SITE, emit_jmp(&b->e), (unsigned)next);
+		block_stub(b, STUB_SITE, emit_jmp(&b->e), (unsigned)next)->flags_saved = true;
 	else
 		emit_jmp_to(&b->e, b->t->lookup[b->mode]);
 }
@@ -166,14 +175,12 @@ static struct stub *call_indirect(struct block_build *b, struct block_insn *bi, 
 {
 	struct emitter *e = &b->e;
 	struct stub *miss;
-	uint8_t *found;
 
 	indirect_target(b, bi);
-	found = emit_slot(e, b->mode);
-	emit_load(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
-	miss = block_stub(b, STUB_TARGET, emit_jmp(e), bi->offset);
-	patch8(found, e->p);
-	emit_load(e, H_RCX, hm_gs(OFF_HOT(save_rcx)));
+	flags_to_memory(b, H_T1);
+	b->flags_at &= (uint8_t)~FLAGS_HOST;
+	miss = block_stub(b, STUB_TARGET, emit_slot(e, b->mode), bi->offset);
+	miss->flags_saved = b->flags_at;
 	emit_store(e, H_T0, hm_gs(OFF_HOT(save_value)));
 	emit_load(e, H_T1, hm_base(H_T1, 8));
 	emit_store(e, H_T1, hm_gs(OFF_HOT(call_target)));
@@ -204,6 +211,7 @@ static enum insn_result ret_translate(struct block_build *b, struct block_insn *
 
 	emit_op_mem(e, b->wide, 0x8b, H_T0, stack_translate(b, bi, 0, b->word, false));
 	emit_op_mem(e, b->wide, 0x8d, H_R13, hm_base(H_R13, (int32_t)pop));
+	flags_to_memory(b, H_T1);
 	emit_mov_imm(e, H_T1, BRANCH_INFO(bi->offset, pop));
 	e1(e, 0xc3);
 	return INSN_ENDS;
@@ -211,10 +219,8 @@ static enum insn_result ret_translate(struct block_build *b, struct block_insn *
 
 static enum insn_result jmp_indirect(struct block_build *b, struct block_insn *bi)
 {
-	struct exit_data d = { .flags = EXIT_BRANCH, .rel = (int32_t)BRANCH_INFO(bi->offset, 0) };
-
 	indirect_target(b, bi);
-	emit_lookup(b->t, &b->e, b->mode, d);
+	emit_lookup(b, b->mode, BRANCH_INFO(bi->offset, 0));
 	return INSN_ENDS;
 }
 
@@ -227,6 +233,7 @@ static enum insn_result count_translate(struct block_build *b, struct block_insn
 
 	if (bi->in.addrsize != b->word)
 		return INSN_STEP;
+	flags_to_host(b, H_T1);
 	if (!b->wide)
 		e1(e, 0x67);
 	e2(e, bi->in.opcode, 0);	/* E0..E3 */
@@ -250,6 +257,8 @@ enum insn_result jump_translate(struct block_build *b, struct block_insn *bi)
 		target += (int64_t)in->imm;
 	if (in->nops && in->ops[0].kind == OPK_MEM && !mem_translatable(b, in))
 		return INSN_STEP;
+	flags_before(b, bi, H_T1);
+	flags_end(b, bi);
 	switch (in->op) {
 	case X86_JCC:
 		jcc_translate(b, bi, target, next);

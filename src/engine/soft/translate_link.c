@@ -3,7 +3,8 @@
  *
  *   far:     lea t0, [t0 - start]		; T0: linear RIP, known to be the block's
  *            jmp  1f
- *   verify:  lea t0, [t0 - start]		; T0: linear RIP, to be looked at. T1: BRANCH_INFO
+ *   verify:  				; T0: linear RIP, to be looked at. T1: BRANCH_INFO
+ *            lea t0, [t0 - start]
  *            cmp t0, gs:[page_at[cell]] ; jne lookup
  *   1:       mov gs:[page], t0
  *   call:    cmp sp, gs:[return_limit] ; jb exit
@@ -11,14 +12,15 @@
  *
  *   poll:    call; or where flags are live, something that leaves them alone
  *
- * far      jump cache, C
- * verify   direct jumps and calls from other pages, returns
- * call     calls inside the page
- * poll     backward jumps inside the page
- * near     all other jumps inside the page
+ * far      jump cache, C						flags parked
+ * verify   direct jumps and calls from other pages, returns		parked, or in RFLAGS by another entry
+ * call     calls inside the page					likewise
+ * poll     backward jumps inside the page				in RFLAGS
+ * near     all other jumps inside the page				in RFLAGS
  *
- * Where flags are live on entry they are saved around all that: that is seldom so, which is why compares stand here and not
- * at the jump. A head that turns out to be needed later lies elsewhere and jumps to the block.
+ * What counts is only where flags are live on entry, which is seldom so: that is why compares stand here and not at the jump,
+ * and why who comes from afar parks flags and leaves it to us to fetch them. A head that turns out to be needed later lies
+ * elsewhere and jumps to the block.
  *
  * page_at has a cell for each RAM page and mode with blocks: the linear address at which the page may now be executed, as
  * long as a TLB could know it. Cells are set and cleared with the jump cache, so links to other pages may stay over any
@@ -33,23 +35,22 @@ static struct host_mem cell_of(const struct tblock *k) { return hm_gs(OFF_HOT(pa
 
 static uint32_t here(const struct block_build *b) { return (uint32_t)(b->e.p - b->t->mem.rw); }
 
-/* Leaves behind the store of the page, with the flags saved if they are live. */
+/* Leaves behind the store of the page, with the flags parked if they are live. */
 static void head_far(struct block_build *b, struct tblock *k)
 {
 	struct emitter *e = &b->e;
 	uint8_t *store;
 
 	k->far_entry = here(b);
-	if (k->flags_live)
-		emit_flags_save(e);
 	emit_lea(e, H_T0, hm_base(H_T0, -(int32_t)k->offset));
 	store = emit_jmp8(e);
 	k->verify_entry = here(b);
 	if (k->flags_live)
 		emit_flags_save(e);
+	k->verify_parked_entry = here(b);
 	emit_lea(e, H_T0, hm_base(H_T0, -(int32_t)k->offset));
 	emit_op_mem(e, true, 0x3b, H_T0, cell_of(k));
-	block_stub(b, STUB_VERIFY, emit_jcc(e, CC_NE), k->offset)->flags_saved = k->flags_live;
+	block_stub(b, STUB_VERIFY, emit_jcc(e, CC_NE), k->offset);
 	patch8(store, e->p);
 	emit_store(e, H_T0, hm_gs(OFF_HOT(page)));
 }
@@ -73,12 +74,13 @@ static void head_call(struct block_build *b, struct tblock *k, bool saved)
 		over = emit_jmp8(e);
 	k->call_entry = here(b);
 	if (k->flags_live)
-		emit_flags_save(e);
+		emit_flags_park(e, H_T1);
 	if (over)
 		patch8(over, e->p);
+	k->call_parked_entry = here(b);
 	emit_limit(b, k);
 	if (k->flags_live)
-		emit_flags_restore(e);
+		emit_flags_unpark(e, H_T1);
 	else
 		k->poll_entry = k->call_entry;
 }
@@ -187,7 +189,7 @@ const uint8_t *link_lookup(struct vcpu *v, unsigned mode)
 		return NULL;
 	slot = jump_cache_slot(v, mode, rip);
 	v->hot.t0 = rip;
-	if (slot->neg_rip == -rip && slot->host)
+	if (slot->rip == rip && slot->host)
 		return slot->host;
 	k = resolve(v, mode);
 	return k ? cache_rx(trans_of(v), k->far_entry) : NULL;
@@ -213,12 +215,21 @@ const uint8_t *link_chain(struct vcpu *v, const struct exit_data *d, int32_t rel
 	uint32_t ram_page = t->blocks[d->block].ram_page, epoch = interp_of(v)->fetch_epoch;
 	enum block_head head = d->flags & EXIT_CALL ? HEAD_CALL : d->flags & EXIT_POLL ? HEAD_POLL : HEAD_NONE;
 	struct tblock *k = block_at(v, t->blocks[d->block].gpa_page | d->offset, mode, head);
+	bool parked = head == HEAD_CALL && (d->flags & EXIT_PARKED);
 
 	if (!k || k->ram_page != ram_page || epoch != interp_of(v)->fetch_epoch)
 		return NULL;
 	if (patchable(t, d, generation))
-		patch32(at, t->mem.rw + head_entry(k, head));
+		patch32(at, t->mem.rw + (parked ? k->call_parked_entry : head_entry(k, head)));
 	return cache_rx(t, k->near_entry);
+}
+
+/* Crossing blocks have no cell. */
+static const uint8_t *far_target(struct trans_vcpu *t, const struct tblock *k, bool parked, unsigned mode)
+{
+	if (k->mode & TMODE_CROSSING)
+		return parked ? t->lookup[mode] : t->lookup_host[mode];
+	return t->mem.rw + (parked ? k->verify_parked_entry : k->verify_entry);
 }
 
 const uint8_t *link_far(struct vcpu *v, const struct exit_data *d, unsigned mode)
@@ -235,7 +246,7 @@ const uint8_t *link_far(struct vcpu *v, const struct exit_data *d, unsigned mode
 	if (!k)
 		return NULL;
 	if (patchable(t, d, generation))
-		patch32(at, k->mode & TMODE_CROSSING ? t->lookup[mode] : t->mem.rw + k->verify_entry);
+		patch32(at, far_target(t, k, d->flags & EXIT_PARKED, mode));
 	return cache_rx(t, k->far_entry);
 }
 
@@ -251,5 +262,5 @@ void link_site(struct vcpu *v, const struct exit_data *d, unsigned mode)
 		return;
 	k = block_at(v, t->blocks[d->block].gpa_page | d->offset, mode, HEAD_FULL);
 	if (patchable(t, d, generation))
-		patch32(at, k ? t->mem.rw + k->verify_entry : t->lookup[mode]);
+		patch32(at, k ? t->mem.rw + k->verify_parked_entry : t->lookup[mode]);
 }

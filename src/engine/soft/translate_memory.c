@@ -15,25 +15,6 @@
  */
 #include "engine/soft/translate_private.h"
 
-/* As emit_flags_save() and emit_flags_restore(), with a free temporary for RAX: nobody waits for a store then. */
-static void flags_park(struct emitter *e, unsigned temp)
-{
-	emit_op_reg(e, true, 0x89, H_RAX, temp);
-	e1(e, 0x9f);				/* lahf */
-	e3(e, 0x0f, 0x90, 0xc0);		/* seto al */
-	emit_op_mem(e, false, 0x89, H_RAX, hm_gs(OFF_HOT(save_flags)));
-	emit_op_reg(e, true, 0x89, temp, H_RAX);
-}
-
-static void flags_unpark(struct emitter *e, unsigned temp)
-{
-	emit_op_reg(e, true, 0x89, H_RAX, temp);
-	emit_op_mem(e, false, 0x8b, H_RAX, hm_gs(OFF_HOT(save_flags)));
-	e2(e, 0x04, 0x7f);			/* add al, 0x7f */
-	e1(e, 0x9e);				/* sahf */
-	emit_op_reg(e, true, 0x89, temp, H_RAX);
-}
-
 /* A guest register as host register: its own, or loaded into temp. */
 static unsigned reg_or_load(struct block_build *b, unsigned guest, unsigned temp)
 {
@@ -166,8 +147,7 @@ void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned inde
 	uint8_t *retry = e->p, *again;
 
 	g->checked = true;
-	if (live)
-		flags_park(e, H_T1);
+	flags_park(b, bi, H_T1);
 	again = e->p;
 	emit_op_mem(e, true, 0x8d, H_T0, hm_base(host_reg_of(g->base), disp));	/* lea */
 	check(b, bi, size, write, retry, again, live);
@@ -175,8 +155,6 @@ void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned inde
 	b->stubs[b->stub_count - 1].data.flags |= EXIT_GROUP;
 	emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
 	emit_store(e, H_T1, hm_gs(OFF_HOT(group) + 8 * index));
-	if (live)
-		flags_unpark(e, H_T0);
 	b->addend_group = (uint8_t)(index + 1);
 }
 
@@ -208,8 +186,7 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 		return group_operand(b, bi->group_mem, in->mem.base, (int32_t)in->mem.disp);
 	}
 	b->addend_group = 0;
-	if (live)
-		flags_park(e, H_T1);
+	flags_park(b, bi, H_T1);
 	again = e->p;
 	address_translate(b, in, H_T0, bi->offset + in->len, b->wide);
 	segment_add(b, bi, live);
@@ -227,8 +204,6 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 		m = hm_base(H_T0, 0);
 		*spare = H_T1;
 	}
-	if (live)
-		flags_unpark(e, *spare);
 	return m;
 }
 
@@ -277,8 +252,7 @@ struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, in
 		b->addend_group = 0;	/* others may have used T1 */
 	if (bi->group_stack)
 		return group_operand(b, bi->group_stack, REG_RSP, disp);
-	if (live)
-		flags_park(e, H_T1);
+	flags_park(b, bi, H_T1);
 	again = e->p;
 	emit_op_mem(e, b->wide, 0x8d, H_T0, hm_base(H_R13, disp));	/* lea */
 	check(b, bi, size, write, retry, again, live);
@@ -286,8 +260,6 @@ struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, in
 		emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
 	else
 		host_address(b, write);
-	if (live)
-		flags_unpark(e, b->wide ? H_T0 : H_T1);
 	if (!b->wide)
 		return hm_base(H_T0, 0);
 	return (struct host_mem){ H_R13, H_T1, 0, false, disp };

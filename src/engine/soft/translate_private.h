@@ -4,6 +4,7 @@
  *   translate.c        run loop: enter code, handle its exits
  *   translate_block.c  from guest bytes to one block of host code: decode, flag liveness, ends of blocks
  *   translate_group.c  which accesses of a block share one check
+ *   translate_flags.c  where the guest's flags are
  *   translate_insn.c   one instruction: operands rewritten, TLB checks, stack, special cases
  *   translate_system.c SYSCALL and its kin
  *   translate_jump.c   how a block is left
@@ -78,6 +79,7 @@ struct exit_data {
 } __attribute__((packed));
 enum {
 	EXIT_WRITE = 1,
+	EXIT_PARKED = 1,	/* CHAIN, FAR: the guest's flags are parked, or dead */
 	EXIT_LAST = 4,	/* MISS: the last word is what is accessed first */
 	EXIT_ALIGNED = 16,	/* MISS: misalignment faults, and before the page does */
 	EXIT_GROUP = 32,	/* MISS: of a group; what cannot be filled quietly goes on in the plain block */
@@ -104,14 +106,14 @@ struct tblock {
 	bool flags_live;		/* on entry */
 	uint16_t cell;			/* index in hot.page_at; CELL_NONE: never matches */
 	/* Offsets in the cache, 0: not made. translate_link.c says what they are. */
-	uint32_t near_entry, poll_entry, call_entry, far_entry, verify_entry;
+	uint32_t near_entry, poll_entry, call_entry, call_parked_entry, far_entry, verify_entry, verify_parked_entry;
 };
 #define CELL_NONE 0u
 /* A RAM page in one mode; while it has blocks. */
 struct page_cell { uint32_t ram_page, next; uint8_t mode; uint8_t listed; };
 #define CELL_HASH_BITS 12
 
-struct jump_slot { uint64_t neg_rip; const uint8_t *host; };
+struct jump_slot { uint64_t rip; const uint8_t *host; };
 
 struct block_build;
 
@@ -137,7 +139,7 @@ struct trans_vcpu {
 	void *return_map;
 	uint8_t *return_stacks;		/* [TRANSLATE_MODES][RETURN_BYTES] in return_map */
 	unsigned return_mode;		/* whose stack hot.rsp points into */
-	const uint8_t *sentinel[TRANSLATE_MODES], *lookup[TRANSLATE_MODES];	/* writable alias */
+	const uint8_t *sentinel[TRANSLATE_MODES], *lookup[TRANSLATE_MODES], *lookup_host[TRANSLATE_MODES];	/* writable alias */
 	uint32_t polls;
 	uint32_t generation;		/* bumped when all code goes */
 	const uint8_t *exit_to[TEXIT_COUNT];	/* trampolines, writable alias */
@@ -195,11 +197,11 @@ struct block_insn {
 };
 
 /* A stub: out-of-line code, far from the block so that what runs lies close together. */
-enum stub_kind { STUB_MISS, STUB_GROUP, STUB_STEP, STUB_CHAIN, STUB_FPU, STUB_POLL, STUB_FAR, STUB_SITE, STUB_TARGET,
+enum stub_kind { STUB_MISS, STUB_GROUP, STUB_STEP, STUB_CHAIN, STUB_FPU, STUB_POLL, STUB_FAR, STUB_SITE, STUB_TARGET, STUB_LOOKUP,
 		 STUB_VERIFY /* the RIP in T0, less the block's offset, is elsewhere: look it up */ };
 struct stub {
 	uint8_t kind;
-	bool flags_saved;	/* restore the guest's flags first */
+	bool flags_saved;	/* they are parked: to RFLAGS with them first */
 	struct exit_data data;
 	uint8_t *from;		/* displacement that leads here */
 	uint8_t *retry;		/* MISS, FPU */
@@ -243,11 +245,13 @@ struct block_build {
 	struct group groups[GROUP_MAX];
 	unsigned group_count;
 	uint8_t addend_group;		/* 1 + the group whose addend T1 holds; 0: none */
+	uint8_t flags_at;		/* FLAGS_*, where what was emitted so far leaves them */
 	bool fpu_checked;
 	bool cut;			/* a debugger's breakpoint follows */
 	struct stub stubs[STUB_MAX];
 	unsigned stub_count;
 };
+enum { FLAGS_HOST = 1, FLAGS_PARKED = 2 };
 /* The block at a physical address, translated if need be; NULL: not RAM. At block boundaries only. */
 enum block_head { HEAD_NONE, HEAD_POLL, HEAD_CALL, HEAD_FULL };
 struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode, enum block_head head);
@@ -259,6 +263,26 @@ struct tblock *block_crossing(struct vcpu *v, uint64_t gpa, uint64_t next_gpa, u
 void build_begin(struct vcpu *v, unsigned start, unsigned mode);
 void stubs_emit(struct block_build *b);
 struct stub *block_stub(struct block_build *b, enum stub_kind kind, uint8_t *from, unsigned offset);
+
+/* --- translate_flags.c --- */
+/* Arithmetic flags that the instruction reads; that are not what they were behind it, whatever it finds. */
+uint32_t insn_flags_read(const struct insn *in);
+uint32_t insn_flags_lost(const struct insn *in);
+/* To and from hot.save_flags by way of RAX, which is kept in temp. */
+void emit_flags_park(struct emitter *e, unsigned temp);
+void emit_flags_unpark(struct emitter *e, unsigned temp);
+/* RFLAGS is about to be lost, before instruction bi. temp: T0 or T1, free. */
+void flags_park(struct block_build *b, const struct block_insn *bi, unsigned temp);
+/* The guest's flags, if anybody wants them, to where they are parked; to RFLAGS. */
+void flags_to_memory(struct block_build *b, unsigned temp);
+void flags_to_host(struct block_build *b, unsigned temp);
+/* Likewise, and only there: for code that saves and restores them by itself. T1 is free. */
+void flags_only_host(struct block_build *b);
+/* The block ends with bi: are they dead then? */
+void flags_end(struct block_build *b, const struct block_insn *bi);
+/* Around bi itself, where it runs as it is. */
+void flags_before(struct block_build *b, const struct block_insn *bi, unsigned temp);
+void flags_after(struct block_build *b, const struct block_insn *bi);
 
 /* --- perf.c --- */
 /* Block k has been made: from `from` to b->e.p, its stubs elsewhere. Only while soft_engine.code_made is set. */
@@ -278,7 +302,7 @@ void emit_rflags_whole(struct emitter *e);
 enum insn_result jump_translate(struct block_build *b, struct block_insn *bi);
 /* Goes to an offset from the page's start, inside or outside of it. */
 void jump_to_offset(struct block_build *b, int64_t target, bool poll);
-/* Goes to the linear RIP in T0. */
+/* Goes to the linear RIP in T0. The guest's flags may be anywhere, T1 is free. */
 void jump_indirect(struct block_build *b);
 /* Likewise, in another mode. */
 void jump_indirect_mode(struct block_build *b, unsigned mode);

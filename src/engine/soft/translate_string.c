@@ -46,6 +46,7 @@ enum insn_result string_translate(struct block_build *b, struct block_insn *bi)
 
 	if (in->addrsize != 8 || (in->seg_override != SEG_NONE && in->seg_override >= SEG_FS) || !size)
 		return INSN_STEP;
+	flags_only_host(b);
 	emit_flags_save(e);
 	direction_check(b, bi);
 	if (repeated) {
