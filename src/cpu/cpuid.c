@@ -75,7 +75,10 @@ static void leaf_features(const struct asked *q, uint32_t out[4])
 static void leaf_7(const struct asked *q, uint32_t out[4])
 {
 	features_fill(q, out);
-	if (q->subleaf == 0 && q->s && q->s->cr4 & CR4_PKE)
+	if (q->subleaf != 0)
+		return;
+	out[EAX] = q->model->has[FEATURE_AVX_VNNI];	/* the last subleaf */
+	if (q->s && q->s->cr4 & CR4_PKE)
 		out[ECX] |= 1u << 4;
 }
 
@@ -245,7 +248,7 @@ void cpu_model_each(const struct cpu_model *model, unsigned vcpu, unsigned vcpus
 		    void (*fn)(void *opaque, const struct cpuid_entry *e), void *opaque)
 {
 	static const struct { uint32_t leaf, subleaves; } leaves[] = {
-		{ 0, 0 }, { 1, 0 }, { 2, 0 }, { 4, 5 }, { 6, 0 }, { 7, 1 }, { 0xb, 3 }, { 0xd, COMPONENTS }, { 0x15, 0 },
+		{ 0, 0 }, { 1, 0 }, { 2, 0 }, { 4, 5 }, { 6, 0 }, { 7, 2 }, { 0xb, 3 }, { 0xd, COMPONENTS }, { 0x15, 0 },
 		{ 0x16, 0 }, { 0x1f, 3 }, { 0x40000000, 0 }, { 0x40000001, 0 }, { 0x80000000, 0 }, { 0x80000001, 0 },
 		{ 0x80000002, 0 }, { 0x80000003, 0 }, { 0x80000004, 0 }, { 0x80000005, 0 }, { 0x80000006, 0 },
 		{ 0x80000007, 0 }, { 0x80000008, 0 }, { 0x80000021, 0 },

@@ -43,7 +43,10 @@ static const uint8_t level3[] = {
 };
 
 /* In the engine, but in no level. */
-static const uint8_t extra[] = { FEATURE_SHA, FEATURE_LA57, FEATURE_CLWB, FEATURE_RDPID };
+static const uint8_t extra[] = {
+	FEATURE_SHA, FEATURE_LA57, FEATURE_CLWB, FEATURE_RDPID, FEATURE_VAES, FEATURE_VPCLMULQDQ, FEATURE_GFNI,
+	FEATURE_AVX_VNNI,
+};
 
 /* Speculation: a guest's mitigations act on predictors that it does not own here, those of the host cover
  * this process; and retpolines or return thunks would cost a translator dearly. */
@@ -57,7 +60,7 @@ static const uint8_t amd_only[] = {
 static const uint8_t native[] = {
 	FEATURE_SSE3, FEATURE_SSSE3, FEATURE_SSE41, FEATURE_SSE42, FEATURE_POPCNT, FEATURE_CX16, FEATURE_AVX, FEATURE_AVX2,
 	FEATURE_FMA, FEATURE_F16C, FEATURE_BMI1, FEATURE_BMI2, FEATURE_LZCNT, FEATURE_MOVBE, FEATURE_AES,
-	FEATURE_PCLMULQDQ, FEATURE_ADX, FEATURE_SHA,
+	FEATURE_PCLMULQDQ, FEATURE_ADX, FEATURE_SHA, FEATURE_VAES, FEATURE_VPCLMULQDQ, FEATURE_GFNI, FEATURE_AVX_VNNI,
 };
 
 #define ADD(model, list) features_add(model, list, sizeof(list))

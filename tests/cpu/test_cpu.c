@@ -353,6 +353,10 @@ static void model_check(const char *name)
 	}
 	cpu_model_cpuid(model, 0x7, 0, &s, 0, 1, r);
 	assert_int_equal(r[1] & (1u << 4 | 1u << 11 | 1u << 16), 0);	/* HLE, RTM, AVX512F */
+	assert_int_equal(r[0], cpu_model_has(model, FEATURE_AVX_VNNI));		/* the last subleaf */
+	assert_int_equal(r[2] >> 8 & 1, cpu_model_has(model, FEATURE_GFNI));
+	cpu_model_cpuid(model, 0x7, 1, &s, 0, 1, r);
+	assert_int_equal(r[0], (unsigned)cpu_model_has(model, FEATURE_AVX_VNNI) << 4);
 	cpu_model_cpuid(model, 0xa, 0, &s, 0, 1, r);
 	assert_int_equal(r[0], 0);
 	cpu_model_cpuid(model, 0x12345678, 0, &s, 0, 1, r);
