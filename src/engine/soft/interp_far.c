@@ -464,12 +464,12 @@ static bool quick_stack(struct vcpu *v, uint16_t sel, unsigned rpl, struct x86_s
 bool iret_quick(struct vcpu *v)
 {
 	struct x86_state *s = &v->s;
-	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(s->gpr[REG_RSP])];
+	const struct tlb_entry *t = tlb_at(v, v->tlb_mode, false, s->gpr[REG_RSP]);
 	struct x86_segment cs, ss;
 	uint64_t frame[5];	/* RIP, CS, RFLAGS, RSP, SS */
 	unsigned cpl = state_cpl(s), rpl;
 
-	if (s->gpr[REG_RSP] - t->tag_read > GUEST_PAGE_SIZE - sizeof frame || (s->rflags & FLAG_NT) || s->nmi_blocked)
+	if (!tlb_hit(t, s->gpr[REG_RSP], sizeof frame) || (s->rflags & FLAG_NT) || s->nmi_blocked)
 		return false;
 	memcpy(frame, (const void *)(s->gpr[REG_RSP] + t->addend), sizeof frame);
 	rpl = frame[1] & 3;

@@ -76,24 +76,20 @@ static bool page_writable_fast(struct vcpu *v, uint32_t ram_page)
 static void tlb_install(struct vcpu *v, enum tlb_mode mode, uint64_t va, const struct mmu_result *r,
 			const struct page_info *pi, bool write)
 {
-	struct tlb_entry *t = &v->tlb[mode][tlb_index(va)];
 	uint64_t page = va & GUEST_PAGE_MASK;
 	uint8_t *hva = pi->rw_hva ? pi->rw_hva : pi->ro_hva;
+	uint64_t addend = (uint64_t)(uintptr_t)hva - page;
 
 	if (interp_of(v)->watched && debug_page_watched(v, va))
 		return;
 	v->counters.fills++;
-	t->tag_read = page;
-	t->tag_write = tlb_invalid(tlb_index(va));
-	t->addend = (uint64_t)(uintptr_t)hva - page;
-	t->info = (t->info & ~(GUEST_PAGE_MASK | 1)) | (r->gpa & GUEST_PAGE_MASK) | (r->global ? 1 : 0);
-	tlb_note_use(v, &interp_of(v)->walks, mode * TLB_ENTRIES + tlb_index(va), !r->global);
-	if ((write || (r->writable && r->dirty)) && pi->rw_hva && page_writable_fast(v, pi->ram_page)) {
+	write = (write || (r->writable && r->dirty)) && pi->rw_hva && page_writable_fast(v, pi->ram_page);
+	if (write) {
 		map_mark_dirty(v->en->map, pi->ram_page);
 		v->counters.fills_write++;
-		t->tag_write = page;
 	}
-	tlb_remember(v, mode, va, r->global, t->addend, t->tag_write == page);
+	tlb_put(v, &interp_of(v)->walks, mode, page, addend, write, r->global);
+	tlb_remember(v, mode, va, r->global, addend, write);
 }
 
 /* Walks for one page, installs the TLB entry, says where the bytes are. Raises #PF. */
@@ -122,29 +118,29 @@ static void page_translate(struct vcpu *v, enum tlb_mode mode, uint64_t va, bool
 
 bool mem_fill(struct vcpu *v, uint64_t va, bool write)
 {
-	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(va)];
+	const struct tlb_entry *t = tlb_at(v, v->tlb_mode, write, va);
 	struct page_access pa;
 
 	page_translate(v, v->tlb_mode, va, write, &pa);
-	return (write ? t->tag_write : t->tag_read) == (va & GUEST_PAGE_MASK);
+	return t->tag == (va & GUEST_PAGE_MASK);
 }
 
 bool mem_fill_quiet(struct vcpu *v, uint64_t va, bool write)
 {
-	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(va)];
+	const struct tlb_entry *t = tlb_at(v, v->tlb_mode, write, va);
 	uint64_t page = va & GUEST_PAGE_MASK;
 	struct mmu_result r;
 	struct page_info pi;
 	uint32_t err;
 
-	if ((write ? t->tag_write : t->tag_read) == page || !va_canonical(v, va) ||
+	if (t->tag == page || !va_canonical(v, va) ||
 	    !tlb_walk(v, v->tlb_mode, va, false, &r, &err))
 		return false;
 	pi = map_page(v->en->map, r.gpa);
 	if (!pi.ro_hva)
 		return false;
 	tlb_install(v, v->tlb_mode, va, &r, &pi, false);
-	return (write ? t->tag_write : t->tag_read) == page;
+	return t->tag == page;
 }
 
 static void page_written(struct vcpu *v, const struct page_access *pa, unsigned n)
@@ -211,12 +207,12 @@ static void lin_check(struct vcpu *v, uint64_t va)
 
 uint64_t lin_load(struct vcpu *v, enum tlb_mode mode, uint64_t va, unsigned size)
 {
-	const struct tlb_entry *t = &v->tlb[mode][tlb_index(va)];
+	const struct tlb_entry *t = tlb_at(v, mode, false, va);
 	struct page_access a, b;
 	unsigned n = first_part(va, size);
 	uint64_t lo;
 
-	if (va - t->tag_read <= GUEST_PAGE_SIZE - size)
+	if (tlb_hit(t, va, size))
 		return hva_load((const void *)(va + t->addend), size);
 	lin_check(v, va);
 	page_translate(v, mode, va, false, &a);
@@ -234,11 +230,11 @@ uint64_t lin_load(struct vcpu *v, enum tlb_mode mode, uint64_t va, unsigned size
 
 void lin_store(struct vcpu *v, enum tlb_mode mode, uint64_t va, unsigned size, uint64_t value)
 {
-	const struct tlb_entry *t = &v->tlb[mode][tlb_index(va)];
+	const struct tlb_entry *t = tlb_at(v, mode, true, va);
 	struct page_access a, b;
 	unsigned n = first_part(va, size);
 
-	if (va - t->tag_write <= GUEST_PAGE_SIZE - size) {
+	if (tlb_hit(t, va, size)) {
 		hva_store((void *)(va + t->addend), size, value);
 		return;
 	}
@@ -353,9 +349,9 @@ static void mem_copy_n(struct vcpu *v, unsigned seg, uint64_t offset, void *buf,
 void mem_load_n(struct vcpu *v, unsigned seg, uint64_t offset, void *buf, unsigned n)
 {
 	uint64_t va = mem_linear(v, seg, offset, n, false);
-	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(va)];
+	const struct tlb_entry *t = tlb_at(v, v->tlb_mode, false, va);
 
-	if (likely(va - t->tag_read <= GUEST_PAGE_SIZE - n))
+	if (likely(tlb_hit(t, va, n)))
 		memcpy(buf, (const void *)(va + t->addend), n);
 	else
 		mem_copy_n(v, seg, offset, buf, n, false);
@@ -364,9 +360,9 @@ void mem_load_n(struct vcpu *v, unsigned seg, uint64_t offset, void *buf, unsign
 void mem_store_n(struct vcpu *v, unsigned seg, uint64_t offset, const void *buf, unsigned n)
 {
 	uint64_t va = mem_linear(v, seg, offset, n, true);
-	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(va)];
+	const struct tlb_entry *t = tlb_at(v, v->tlb_mode, true, va);
 
-	if (likely(va - t->tag_write <= GUEST_PAGE_SIZE - n))
+	if (likely(tlb_hit(t, va, n)))
 		memcpy((void *)(va + t->addend), buf, n);
 	else
 		mem_copy_n(v, seg, offset, (void *)(uintptr_t)buf, n, true);
@@ -378,7 +374,7 @@ void mem_probe_store(struct vcpu *v, unsigned seg, uint64_t offset, unsigned n)
 	unsigned part = first_part(va, n);
 	struct page_access a;
 
-	if (likely(va - v->tlb[v->tlb_mode][tlb_index(va)].tag_write <= GUEST_PAGE_SIZE - n))
+	if (likely(tlb_hit(tlb_at(v, v->tlb_mode, true, va), va, n)))
 		return;
 	canonical_check(v, seg, va, n);
 	page_translate(v, v->tlb_mode, va, true, &a);
@@ -391,12 +387,12 @@ void mem_probe_store(struct vcpu *v, unsigned seg, uint64_t offset, unsigned n)
 static void *rmw_ptr(struct vcpu *v, unsigned seg, uint64_t offset, unsigned n, struct page_access *pa)
 {
 	uint64_t va = mem_linear(v, seg, offset, n, true);
-	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(va)];
+	const struct tlb_entry *t = tlb_at(v, v->tlb_mode, true, va);
 
 	pa->code = false;
 	if (unlikely(interp_of(v)->ac_check) && n <= 8)
 		alignment_check(v, va, n);
-	if (likely(va - t->tag_write <= GUEST_PAGE_SIZE - n))
+	if (likely(tlb_hit(t, va, n)))
 		return (void *)(va + t->addend);
 	canonical_check(v, seg, va, n);
 	page_translate(v, v->tlb_mode, va, true, pa);
@@ -445,9 +441,9 @@ void mem_rmw_report(struct vcpu *v)
 
 uint8_t *mem_bulk_ptr(struct vcpu *v, unsigned seg, uint64_t va, unsigned n, bool write)
 {
-	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(va)];
+	const struct tlb_entry *t = tlb_at(v, v->tlb_mode, write, va);
 
-	if (va - (write ? t->tag_write : t->tag_read) > GUEST_PAGE_SIZE - n)
+	if (!tlb_hit(t, va, n))
 		return NULL;
 	return (uint8_t *)(va + t->addend);
 }

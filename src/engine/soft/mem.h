@@ -90,9 +90,9 @@ static inline void hva_store(void *p, unsigned size, uint64_t value)
 static inline uint64_t mem_ld(struct vcpu *v, unsigned seg, uint64_t off, unsigned size)
 {
 	uint64_t va = mem_linear(v, seg, off, size, false);
-	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(va)];
+	const struct tlb_entry *t = tlb_at(v, v->tlb_mode, false, va);
 
-	if (likely(va - t->tag_read <= GUEST_PAGE_SIZE - size) && !unlikely(interp_of(v)->ac_check))
+	if (likely(tlb_hit(t, va, size)) && !unlikely(interp_of(v)->ac_check))
 		return hva_load((const void *)(va + t->addend), size);
 	return mem_load_slow(v, seg, va, size);
 }
@@ -100,9 +100,9 @@ static inline uint64_t mem_ld(struct vcpu *v, unsigned seg, uint64_t off, unsign
 static inline void mem_st(struct vcpu *v, unsigned seg, uint64_t off, unsigned size, uint64_t value)
 {
 	uint64_t va = mem_linear(v, seg, off, size, true);
-	const struct tlb_entry *t = &v->tlb[v->tlb_mode][tlb_index(va)];
+	const struct tlb_entry *t = tlb_at(v, v->tlb_mode, true, va);
 
-	if (likely(va - t->tag_write <= GUEST_PAGE_SIZE - size) && !unlikely(interp_of(v)->ac_check)) {
+	if (likely(tlb_hit(t, va, size)) && !unlikely(interp_of(v)->ac_check)) {
 		hva_store((void *)(va + t->addend), size, value);
 		return;
 	}

@@ -492,6 +492,16 @@ static void soft_destroy(struct engine *eng)
 	free(eng);
 }
 
+/* Zeroed; its TLB takes memory only as it is used. */
+static struct vcpu *vcpu_alloc(void)
+{
+	void *p = mmap(NULL, sizeof(struct vcpu), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static void vcpu_free(struct vcpu *v) { munmap(v, sizeof *v); }
+
 static int soft_vcpu_create(struct vcpu **out, struct engine *eng, const struct vcpu_wiring *w, struct error *e)
 {
 	struct vcpu *v;
@@ -499,15 +509,14 @@ static int soft_vcpu_create(struct vcpu **out, struct engine *eng, const struct 
 
 	if (w->index >= SOFT_MAX_VCPUS)
 		return error_set(e, EINVAL, "use fewer CPUs", "create a virtual CPU", "at most %d", SOFT_MAX_VCPUS);
-	v = aligned_alloc(64, (sizeof(*v) + 63) & ~63ul);
+	v = vcpu_alloc();
 	if (!v)
 		return error_set(e, ENOMEM, "free some memory on the host, or raise ulimit -v", "create a virtual CPU", "out of memory");
-	memset(v, 0, sizeof(*v));
 	v->en = &eng->soft;
 	v->w = *w;
 	r = interp_init(v);
 	if (r < 0) {
-		free(v);
+		vcpu_free(v);
 		return error_set(e, -r, "free some memory on the host, or raise ulimit -v", "create a virtual CPU", "out of memory");
 	}
 	interp_of(v)->amd = cpu_model_amd(eng->soft.model);
@@ -519,7 +528,7 @@ static int soft_vcpu_create(struct vcpu **out, struct engine *eng, const struct 
 		r = translator_vcpu_init(v, e);
 		if (r < 0) {
 			interp_fini(v);
-			free(v);
+			vcpu_free(v);
 			return r;
 		}
 	}
@@ -533,7 +542,7 @@ static void soft_vcpu_destroy(struct vcpu *v)
 	v->en->vcpu[v->w.index] = NULL;
 	translator_vcpu_fini(v);
 	interp_fini(v);
-	free(v);
+	vcpu_free(v);
 }
 
 static uint8_t soft_get_cr8(struct vcpu *v) { return v->w.get_tpr ? v->w.get_tpr(v->w.opaque) : 0; }

@@ -6,10 +6,10 @@
 
 static struct walk_cache *walks_of(struct vcpu *v) { return &interp_of(v)->walks; }
 
-static void tlb_clear(struct tlb_entry *t, unsigned index)
+static void tlb_clear(struct vcpu *v, unsigned mode, unsigned index)
 {
-	t->tag_read = t->tag_write = tlb_invalid(index % TLB_ENTRIES);
-	t->info &= TLB_LISTED;
+	v->tlb[mode][TLB_READ][index].tag = v->tlb[mode][TLB_WRITE][index].tag = tlb_invalid(index);
+	walks_of(v)->info[mode][index] &= TLB_LISTED;
 }
 
 /* --- the walk cache --- */
@@ -111,55 +111,73 @@ static void walk_forget(struct walk_cache *w, uint64_t va, unsigned tag)
 
 /* --- the TLB itself --- */
 
-/* Calls fn for all entries that may be in use. */
-static void tlb_sweep(struct vcpu *v, void (*fn)(struct tlb_entry *t, unsigned index, uint64_t arg), uint64_t arg)
+typedef void sweep_fn(struct vcpu *v, unsigned mode, unsigned index, uint64_t arg);
+
+/* One group; false: none of its entries is in use any more. */
+static bool sweep_group(struct vcpu *v, unsigned mode, unsigned first, sweep_fn *fn, uint64_t arg)
+{
+	const uint8_t *info = walks_of(v)->info[mode];
+	bool used = false;
+
+	for (unsigned i = first; i < first + TLB_GROUP; i++) {
+		if (info[i])
+			fn(v, mode, i, arg);
+		used |= info[i] != 0;
+	}
+	return used;
+}
+
+/* Calls fn for all entries that are in use. */
+static void tlb_sweep(struct vcpu *v, sweep_fn *fn, uint64_t arg)
 {
 	struct walk_cache *w = walks_of(v);
-	unsigned group = TLB_ENTRIES / 64;
+	unsigned words = sizeof w->touched[0] / sizeof w->touched[0][0];
 
-	for (unsigned m = 0; m < TLB_MODES; m++) {
-		for (uint64_t bits = w->touched[m]; bits; bits &= bits - 1) {
-			unsigned first = (unsigned)__builtin_ctzll(bits) * group;
-			for (unsigned i = first; i < first + group; i++)
-				fn(&v->tlb[m][i], i, arg);
+	for (unsigned i = 0; i < TLB_MODES * words; i++) {
+		unsigned mode = i / words, word = i % words;
+		for (uint64_t bits = w->touched[mode][word]; bits; bits &= bits - 1) {
+			unsigned group = word * 64 + (unsigned)__builtin_ctzll(bits);
+			if (!sweep_group(v, mode, group * TLB_GROUP, fn, arg))
+				w->touched[mode][word] &= ~(bits & -bits);
 		}
 	}
 }
 
-static void local_forget(struct tlb_entry *t, unsigned index, uint64_t unused)
+static void local_forget(struct vcpu *v, unsigned mode, unsigned index, uint64_t unused)
 {
-	t->info &= ~(uint64_t)TLB_LISTED;
-	if (!(t->info & 1))
-		tlb_clear(t, index);
+	uint8_t *info = &walks_of(v)->info[mode][index];
+
+	*info &= (uint8_t)~TLB_LISTED;
+	if (!(*info & TLB_GLOBAL))
+		tlb_clear(v, mode, index);
 }
 
 static void drop_local(struct vcpu *v)
 {
 	struct walk_cache *w = walks_of(v);
-	struct tlb_entry *t = &v->tlb[0][0];
 
 	v->counters.local_entries += w->list_count;
 	if (w->list_count > TLB_LIST)
 		tlb_sweep(v, local_forget, 0);
 	else
 		for (unsigned i = 0; i < w->list_count; i++)
-			local_forget(&t[w->list[i]], w->list[i], 0);
+			local_forget(v, w->list[i] / TLB_ENTRIES, w->list[i] % TLB_ENTRIES, 0);
 	w->list_count = 0;
 	interp_of(v)->epoch_local++;
 	interp_of(v)->fetch_epoch++;
 	interp_of(v)->stop_block = true;
 }
 
-static void entry_forget(struct tlb_entry *t, unsigned index, uint64_t unused)
+static void entry_forget(struct vcpu *v, unsigned mode, unsigned index, uint64_t unused)
 {
-	t->info = 0;
-	tlb_clear(t, index);
+	walks_of(v)->info[mode][index] = 0;
+	tlb_clear(v, mode, index);
 }
 
 void tlb_init(struct vcpu *v)
 {
-	for (unsigned i = 0; i < TLB_MODES * TLB_ENTRIES; i++)
-		entry_forget(&v->tlb[0][0] + i, i, 0);
+	for (unsigned m = 0; m < TLB_MODES; m++)
+		tlb_clear(v, m, 0);
 	tlb_flush_all(v);
 }
 
@@ -169,7 +187,6 @@ void tlb_flush_all(struct vcpu *v)
 
 	v->counters.flush_all++;
 	tlb_sweep(v, entry_forget, 0);
-	memset(w->touched, 0, sizeof(w->touched));
 	w->list_count = 0;
 	w->flushed_all = ++w->clock;
 	memset(w->large, 0, sizeof(w->large));
@@ -211,7 +228,7 @@ void tlb_flush_page(struct vcpu *v, uint64_t gva)
 		return;
 	}
 	for (unsigned m = 0; m < TLB_MODES; m++)
-		tlb_clear(&v->tlb[m][tlb_index(gva)], tlb_index(gva));
+		tlb_clear(v, m, tlb_index(gva));
 	walk_forget(w, gva, current_pcid(v));
 	walk_forget(w, gva, WALK_GLOBAL);
 	ip->fetch[(gva >> GUEST_PAGE_SHIFT) % FETCH_ENTRIES].tag = ~0ull;
@@ -242,10 +259,12 @@ void tlb_flush_pcid(struct vcpu *v, unsigned pcid)
 		drop_local(v);
 }
 
-static void write_forget(struct tlb_entry *t, unsigned index, uint64_t hva)
+static void write_forget(struct vcpu *v, unsigned mode, unsigned index, uint64_t hva)
 {
-	if (!hva || t->tag_write + t->addend == hva)
-		t->tag_write = tlb_invalid(index);
+	struct tlb_entry *t = &v->tlb[mode][TLB_WRITE][index];
+
+	if (!hva || t->tag + t->addend == hva)
+		t->tag = tlb_invalid(index);
 }
 
 void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva)

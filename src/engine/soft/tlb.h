@@ -15,11 +15,12 @@
 #include "cpu/mmu.h"
 #include "engine/soft/soft.h"
 
-#define WALK_BITS 13
+#define WALK_BITS 15
 #define WALK_ENTRIES (1u << WALK_BITS)
 #define WALK_PCIDS 4096u
 #define WALK_GLOBAL WALK_PCIDS		/* in place of a PCID */
-#define TLB_LIST 512			/* entries of vcpu.tlb that a CR3 write has to clear */
+#define TLB_LIST 2048			/* entries of vcpu.tlb that a CR3 write has to clear */
+#define TLB_GROUP 64u			/* entries that tlb_sweep() looks at together */
 
 /* Who asks: enum tlb_mode for data, and these. */
 enum { WALK_FETCH = TLB_MODES, WALK_FETCH_USER, WALK_KINDS };
@@ -29,11 +30,11 @@ struct walk_entry {
 	uint64_t gpa;		/* page, and WALK_* flags below */
 	uint64_t stamp;		/* 0: unused */
 	uint64_t addend;	/* as tlb_entry's; 0: not known */
-	uint64_t write_stamp;	/* when tag_write was set, 0: it was not */
+	uint64_t write_stamp;	/* when it was given an entry for writing, 0: it was not */
 	uint32_t tag;		/* PCID or WALK_GLOBAL */
 };
 enum { WALK_WRITABLE = 1, WALK_DIRTY = 2, WALK_IS_GLOBAL = 4 };
-#define TLB_LISTED 2u		/* in tlb_entry.info: the entry is in walk_cache.list */
+enum { TLB_USED = 1, TLB_GLOBAL = 2, TLB_LISTED = 4 /* in walk_cache.list */ };	/* walk_cache.info */
 
 struct walk_cache {
 	struct walk_entry e[WALK_ENTRIES];
@@ -41,11 +42,12 @@ struct walk_cache {
 	uint64_t flushed_all, flushed_local;	/* when: everything, all that is not global */
 	uint64_t flushed[WALK_PCIDS];
 	uint64_t writes_dropped;		/* when write permissions were last asked back */
-	uint64_t touched[TLB_MODES];		/* groups of TLB_ENTRIES / 64 entries of vcpu.tlb that may be in use */
+	uint8_t info[TLB_MODES][TLB_ENTRIES];	/* of vcpu.tlb: TLB_* */
+	uint64_t touched[TLB_MODES][TLB_ENTRIES / TLB_GROUP / 64];	/* a bit for each group with entries in use */
 	/* Where pages larger than 4 KiB were met: INVLPG of any address in one takes all of it along.
 	 * Bit filters by 2 MiB (4 MiB counts as two) and by 1 GiB. */
 	uint64_t large[512], huge[16];
-	uint32_t list[TLB_LIST];		/* indices into vcpu.tlb that hold local translations */
+	uint32_t list[TLB_LIST];		/* mode * TLB_ENTRIES + index of those that hold local translations */
 	unsigned list_count;			/* > TLB_LIST: any may */
 };
 
@@ -65,20 +67,29 @@ static inline bool walk_fresh(const struct walk_cache *w, const struct walk_entr
 
 static inline unsigned current_pcid(const struct vcpu *v) { return v->s.cr4 & CR4_PCIDE ? v->s.cr3 & 0xfff : 0; }
 
-/* The entry at `index` of v->tlb[0..] is about to be used; `local`: by a translation that is not global. */
-static inline void tlb_note_use(struct vcpu *v, struct walk_cache *w, unsigned index, bool local)
+static inline void tlb_list(struct walk_cache *w, unsigned mode, unsigned index)
 {
-	struct tlb_entry *t = &v->tlb[0][0] + index;
-
-	w->touched[index / TLB_ENTRIES] |= 1ull << (index % TLB_ENTRIES / (TLB_ENTRIES / 64));
-	if (!local || (t->info & TLB_LISTED))
-		return;
-	if (w->list_count < TLB_LIST) {
-		w->list[w->list_count++] = index;
-		t->info |= TLB_LISTED;
-	} else {
+	if (w->list_count >= TLB_LIST) {
 		w->list_count = TLB_LIST + 1;
+		return;
 	}
+	w->list[w->list_count++] = mode * TLB_ENTRIES + index;
+	w->info[mode][index] |= TLB_LISTED;
+}
+
+/* Fills v->tlb[mode] for a page: for reading, and for writing or not. */
+static inline void tlb_put(struct vcpu *v, struct walk_cache *w, unsigned mode, uint64_t page, uint64_t addend, bool write,
+			   bool global)
+{
+	unsigned index = tlb_index(page), group = index / TLB_GROUP;
+	uint8_t *info = &w->info[mode][index];
+
+	v->tlb[mode][TLB_READ][index] = (struct tlb_entry){ page, addend };
+	v->tlb[mode][TLB_WRITE][index] = (struct tlb_entry){ write ? page : tlb_invalid(index), addend };
+	w->touched[mode][group / 64] |= 1ull << (group % 64);
+	*info = (*info & TLB_LISTED) | TLB_USED | (global ? TLB_GLOBAL : 0);
+	if (!global && !(*info & TLB_LISTED))
+		tlb_list(w, mode, index);
 }
 
 /* Once, for zeroed memory. */

@@ -15,35 +15,21 @@ static struct walk_entry *find(struct vcpu *v, struct walk_cache *w, uint64_t va
 	return write && e->write_stamp <= w->writes_dropped ? NULL : e;
 }
 
-static void install(struct vcpu *v, struct walk_cache *w, struct tlb_entry *t, unsigned mode, const struct walk_entry *e)
-{
-	uint64_t page = e->va_kind & GUEST_PAGE_MASK;
-	unsigned index = tlb_index(page);
-	bool global = e->tag == WALK_GLOBAL;
-
-	t->tag_read = page;
-	t->tag_write = e->write_stamp > w->writes_dropped ? page : tlb_invalid(index);
-	t->addend = e->addend;
-	t->info = (t->info & TLB_LISTED) | (e->gpa & GUEST_PAGE_MASK) | global;
-	tlb_note_use(v, w, mode * TLB_ENTRIES + index, !global);
-}
-
 /* An entry that is right already did not miss: the access crosses into the next page, or is misaligned. */
 static inline bool refill(struct vcpu *v, uint64_t va, unsigned mode, bool write)
 {
 	struct walk_cache *w = &interp_of(v)->walks;
-	struct tlb_entry *t = &v->tlb[mode][tlb_index(va)];
 	uint64_t page = va & GUEST_PAGE_MASK;
 	struct walk_entry *e;
 
-	if ((write ? t->tag_write : t->tag_read) == page)
+	if (tlb_at(v, mode, write, va)->tag == page)
 		return false;
 	e = find(v, w, page | mode, current_pcid(v), write);
 	if (!e)
 		e = find(v, w, page | mode, WALK_GLOBAL, write);
 	if (!e)
 		return false;
-	install(v, w, t, mode, e);
+	tlb_put(v, w, mode, page, e->addend, e->write_stamp > w->writes_dropped, e->tag == WALK_GLOBAL);
 	return true;
 }
 

@@ -35,10 +35,12 @@ struct translator *translator_new(struct soft_engine *en, struct error *e)
 {
 	struct translator *t = calloc(1, sizeof *t);
 
-	if (!t)
+	if (!t) {
 		error_set(e, ENOMEM, "free some memory on the host, or raise ulimit -v", "create the translator", "out of memory");
-	else
-		t->fp_level = host_fp_level();
+		return NULL;
+	}
+	t->fp_level = host_fp_level();
+	t->bmi2 = __builtin_cpu_supports("bmi2");
 	return t;
 }
 
@@ -230,13 +232,19 @@ static const struct exit_data *code_run(struct vcpu *v, const uint8_t *target, b
 
 /* --- exits --- */
 
+/* The temporaries are as the check left them: T0 less the tag, T1 the entry's offset. */
+static uint64_t missed_address(const struct vcpu *v, unsigned mode, bool write)
+{
+	unsigned index = (unsigned)v->hot.t1 / sizeof(struct tlb_entry) % TLB_ENTRIES;
+
+	return v->hot.t0 + v->tlb[TMODE_TLB(mode)][write][index].tag;
+}
+
 /* Fills the TLB for the access that missed; false: the interpreter has to do it. */
 static bool miss_fill(struct vcpu *v, const struct exit_data *d, unsigned mode)
 {
-	unsigned index = (unsigned)v->hot.t1 / sizeof(struct tlb_entry) % TLB_ENTRIES;
-	const struct tlb_entry *te = &v->tlb[TMODE_TLB(mode)][index];
 	bool write = d->flags & EXIT_WRITE;
-	uint64_t va = v->hot.t0 + (write ? te->tag_write : te->tag_read);
+	uint64_t va = missed_address(v, mode, write);
 
 	if ((d->flags & EXIT_ALIGNED) && (va & (d->size == 32 ? 31 : 15)))
 		return false;
@@ -251,11 +259,9 @@ static bool miss_fill(struct vcpu *v, const struct exit_data *d, unsigned mode)
  * the plain block, where each access is looked at by itself. Its jump lies before the call that brought us here. */
 static const uint8_t *group_exit(struct vcpu *v, const struct exit_data *d, unsigned mode)
 {
-	unsigned index = (unsigned)v->hot.t1 / sizeof(struct tlb_entry) % TLB_ENTRIES;
-	const struct tlb_entry *te = &v->tlb[TMODE_TLB(mode)][index];
 	bool write = d->flags & EXIT_WRITE;
 
-	if (mem_fill_quiet(v, v->hot.t0 + (write ? te->tag_write : te->tag_read), write))
+	if (mem_fill_quiet(v, missed_address(v, mode, write), write))
 		return (const uint8_t *)d + d->rel;
 	return link_chain(v, d, -9, mode | TMODE_PLAIN);
 }

@@ -2,7 +2,7 @@
  * Guest memory from translated code: the isolation boundary.
  *
  *   lea  t0, [effective address]   (+ segment base)
- *   t1 = (t0 >> 12 & 4095) * 32
+ *   t1 = (t0 >> 12 & 65535) * 16
  *   sub  t0, gs:[t1 + tag]         offset in the page, if it is the right page
  *   cmp  t0, 4096 - size
  *   ja   miss
@@ -77,22 +77,51 @@ void address_translate(struct block_build *b, const struct insn *in, unsigned re
 	emit_op_mem(&b->e, wide, 0x8d, reg, m);
 }
 
-/* T0 holds the linear address. Afterwards T0: offset in its page, T1: TLB index in bytes. */
-static void check(struct block_build *b, struct block_insn *bi, unsigned size, bool write, uint8_t *retry,
-		  uint8_t *again, bool flags_saved)
+static struct host_mem gs_tlb(uint64_t off)
 {
-	struct emitter *e = &b->e;
-	uint64_t tag = write ? OFF_TLB(b->tlb_mode, tag_write) : OFF_TLB(b->tlb_mode, tag_read);
-	struct host_mem m = hm_base(H_T1, (int32_t)tag);
-	struct stub *s;
+	struct host_mem m = hm_base(H_T1, (int32_t)off);
 
 	m.gs = true;
-	emit_op_reg(e, false, 0x89, H_T0, H_T1);			/* mov t1d, t0d */
-	e2(e, 0x41, 0xc1), e2(e, 0xef, 7);				/* shr t1d, 7 */
-	e3(e, 0x41, 0x81, 0xe7), e_u32(e, (TLB_ENTRIES - 1) * 32);	/* and t1d, mask */
-	emit_op_mem(e, true, 0x2b, H_T0, m);				/* sub t0, tag */
+	return m;
+}
+
+/* T0 holds a linear address. Afterwards T0: offset in its page if that is the entry's, T1: TLB index in bytes. */
+static void emit_tag_sub(struct block_build *b, bool write)
+{
+	struct emitter *e = &b->e;
+	unsigned shift = GUEST_PAGE_SHIFT - TLB_ENTRY_SHIFT;
+
+	if (b->v->en->translator->bmi2) {
+		e3(e, 0xc4, 0x43, 0x7b), e3(e, 0xf0, 0xfe, (uint8_t)shift);	/* rorx t1d, t0d, shift */
+	} else {
+		emit_op_reg(e, false, 0x89, H_T0, H_T1);			/* mov t1d, t0d */
+		e3(e, 0x41, 0xc1, 0xef), e1(e, (uint8_t)shift);			/* shr t1d, shift */
+	}
+	e3(e, 0x41, 0x81, 0xe7), e_u32(e, (TLB_ENTRIES - 1) << TLB_ENTRY_SHIFT);	/* and t1d, mask */
+	emit_op_mem(e, true, 0x2b, H_T0, gs_tlb(OFF_TLB(b->tlb_mode, write, tag)));	/* sub t0, tag */
+}
+
+/* A jump taken if T0 is no offset at which `size` bytes lie in a page, or is misaligned. */
+static uint8_t *emit_outside(struct block_build *b, unsigned size, unsigned align)
+{
+	struct emitter *e = &b->e;
+
+	if (align >= size && align > 1) {	/* both at once: only these bits may be set */
+		e3(e, 0x49, 0xf7, 0xc6), e_u32(e, ~(GUEST_PAGE_SIZE - align));	/* test t0, ~.. */
+		return emit_jcc(e, CC_NE);
+	}
 	e3(e, 0x49, 0x81, 0xfe), e_u32(e, GUEST_PAGE_SIZE - size);	/* cmp t0, last */
-	s = block_stub(b, STUB_MISS, emit_jcc(e, CC_A), bi->offset);
+	return emit_jcc(e, CC_A);
+}
+
+/* T0 holds the linear address. Afterwards as emit_tag_sub(). align: 1, or what misaligned accesses fault by. */
+static void check(struct block_build *b, struct block_insn *bi, unsigned size, unsigned align, bool write, uint8_t *retry,
+		  uint8_t *again, bool flags_saved)
+{
+	struct stub *s;
+
+	emit_tag_sub(b, write);
+	s = block_stub(b, STUB_MISS, emit_outside(b, size, align), bi->offset);
 	s->data.size = (uint8_t)size;		/* of no use to a group */
 	s->data.flags = write ? EXIT_WRITE : 0;
 	s->retry = retry;
@@ -121,22 +150,13 @@ unsigned mem_align(const struct insn *in, unsigned size)
 	}
 }
 
-static struct host_mem gs_tlb(struct block_build *b, uint64_t off)
-{
-	struct host_mem m = hm_base(H_T1, (int32_t)off);
-
-	m.gs = true;
-	return m;
-}
-
 /* T0: offset in the page that was checked; becomes the host address. */
 static void host_address(struct block_build *b, bool write)
 {
 	struct emitter *e = &b->e;
 
-	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, write ? OFF_TLB(b->tlb_mode, tag_write)
-						  : OFF_TLB(b->tlb_mode, tag_read)));
-	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(OFF_TLB(b->tlb_mode, write, tag)));
+	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
 }
 
 void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned index, int32_t disp, unsigned size, bool write)
@@ -150,10 +170,10 @@ void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned inde
 	flags_park(b, bi, H_T1);
 	again = e->p;
 	emit_op_mem(e, true, 0x8d, H_T0, hm_base(host_reg_of(g->base), disp));	/* lea */
-	check(b, bi, size, write, retry, again, live);
+	check(b, bi, size, 1, write, retry, again, live);
 	b->stubs[b->stub_count - 1].kind = STUB_GROUP;
 	b->stubs[b->stub_count - 1].data.flags |= EXIT_GROUP;
-	emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+	emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
 	emit_store(e, H_T1, hm_gs(OFF_HOT(group) + 8 * index));
 	b->addend_group = (uint8_t)(index + 1);
 }
@@ -168,15 +188,35 @@ static struct host_mem group_operand(struct block_build *b, unsigned group, unsi
 	return (struct host_mem){ (uint8_t)host_reg_of(base), H_T1, 0, false, disp };
 }
 
+/* Can the access be made through the guest's own registers and the addend? 32-bit addresses wrap, and registers may have
+ * upper halves: there only T0 is right. */
+static bool operand_direct(const struct block_build *b, const struct insn *in)
+{
+	return b->wide && in->mem.seg != SEG_FS && in->mem.seg != SEG_GS && !in->mem.rip &&
+	       (in->mem.base == INSN_REG_NONE || host_reg_of(in->mem.base) != H_NONE) &&
+	       (in->mem.index == INSN_REG_NONE || host_reg_of(in->mem.index) != H_NONE);
+}
+
+/* The addend is in T1. Flags stay. */
+static struct host_mem direct_operand(struct block_build *b, const struct insn *in)
+{
+	bool base = in->mem.base != INSN_REG_NONE, index = in->mem.index != INSN_REG_NONE;
+	uint8_t t1 = H_T1, base_reg = base ? (uint8_t)host_reg_of(in->mem.base) : H_NONE;
+
+	if (!index)
+		return base ? (struct host_mem){ base_reg, t1, 0, false, (int32_t)in->mem.disp }
+			    : hm_base(t1, (int32_t)in->mem.disp);
+	if (base)
+		emit_lea(&b->e, t1, (struct host_mem){ t1, base_reg, 0, false, 0 });
+	return (struct host_mem){ t1, (uint8_t)host_reg_of(in->mem.index), in->mem.scale, false, (int32_t)in->mem.disp };
+}
+
 struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write,
 			      unsigned *spare)
 {
 	struct emitter *e = &b->e;
 	const struct insn *in = &bi->in;
-	bool live = bi->live_in & FLAGS_ARITH, fs = in->mem.seg == SEG_FS || in->mem.seg == SEG_GS;
-	/* 32-bit addresses wrap, and registers may have upper halves: only T0 is right. */
-	bool plain = b->wide && !fs && !in->mem.rip && in->mem.base != INSN_REG_NONE && in->mem.index == INSN_REG_NONE &&
-		     host_reg_of(in->mem.base) != H_NONE;
+	bool live = bi->live_in & FLAGS_ARITH;
 	uint8_t *retry = e->p, *again;
 	struct host_mem m;
 	unsigned align = mem_align(in, size);
@@ -190,14 +230,14 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 	again = e->p;
 	address_translate(b, in, H_T0, bi->offset + in->len, b->wide);
 	segment_add(b, bi, live);
-	check(b, bi, size, write, retry, again, live);
-	if (align > 1) {
+	check(b, bi, size, align, write, retry, again, live);
+	if (align > 1)
 		b->stubs[b->stub_count - 1].data.flags |= EXIT_ALIGNED;
+	if (align > 1 && align < size)
 		align_check(b, bi, align, live);
-	}
-	if (plain) {
-		emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
-		m = (struct host_mem){ (uint8_t)host_reg_of(in->mem.base), H_T1, 0, false, (int32_t)in->mem.disp };
+	if (operand_direct(b, in)) {
+		emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
+		m = direct_operand(b, in);
 		*spare = H_T0;
 	} else {
 		host_address(b, write);
@@ -234,7 +274,7 @@ struct host_mem mem_translate_bit(struct block_build *b, struct block_insn *bi, 
 		e3(e, 0x4d, 0x63, 0xff);				/* movsxd t1, t1d */
 	e3(e, 0x49, 0xc1, 0xff), e1(e, wide ? 6 : 5);			/* sar t1, 6 */
 	emit_op_mem(e, b->wide, 0x8d, H_T0, (struct host_mem){ H_T0, H_T1, wide ? 3 : 2, false, 0 });	/* lea */
-	check(b, bi, size, write, retry, again, true);
+	check(b, bi, size, 1, write, retry, again, true);
 	host_address(b, write);
 	emit_guest_load(e, guest, H_T1);
 	e3(e, 0x49, 0x83, 0xe7), e1(e, wide ? 63 : 31);			/* and t1, 63 */
@@ -255,9 +295,9 @@ struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, in
 	flags_park(b, bi, H_T1);
 	again = e->p;
 	emit_op_mem(e, b->wide, 0x8d, H_T0, hm_base(H_R13, disp));	/* lea */
-	check(b, bi, size, write, retry, again, live);
+	check(b, bi, size, 1, write, retry, again, live);
 	if (b->wide)
-		emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+		emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
 	else
 		host_address(b, write);
 	if (!b->wide)
@@ -270,13 +310,10 @@ static void emit_refill(struct emitter *e, struct vcpu *v, unsigned mode, bool w
 {
 	static const uint8_t saved[] = { H_RAX, H_RCX, H_RDX, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11 };
 	bool (*fn)(struct vcpu *, uint64_t, unsigned) = write ? tlb_refill_write : tlb_refill_read;
-	struct host_mem tag = hm_base(H_T1, (int32_t)(write ? OFF_TLB(mode, tag_write) : OFF_TLB(mode, tag_read)));
-
-	tag.gs = true;
 	for (unsigned i = 0; i < sizeof saved; i++)	/* nothing there asks for an aligned stack */
 		emit_push(e, saved[i], false);
 	emit_op_reg(e, true, 0x89, H_T0, H_RSI);
-	emit_op_mem(e, true, 0x03, H_RSI, tag);
+	emit_op_mem(e, true, 0x03, H_RSI, gs_tlb(OFF_TLB(mode, write, tag)));
 	emit_mov_imm(e, H_RDI, (uint64_t)(uintptr_t)v);
 	emit_mov_imm(e, H_RDX, mode);
 	emit_mov_imm(e, H_RAX, (uint64_t)(uintptr_t)fn);
@@ -326,12 +363,8 @@ void mem_check_run(struct block_build *b, struct block_insn *bi, unsigned size, 
 {
 	struct emitter *e = &b->e;
 	unsigned shift = (unsigned)__builtin_ctz(size);
-	uint64_t tag = write ? OFF_TLB(b->tlb_mode, tag_write) : OFF_TLB(b->tlb_mode, tag_read);
 
-	emit_op_reg(e, false, 0x89, H_T0, H_T1);
-	e2(e, 0x41, 0xc1), e2(e, 0xef, 7);
-	e3(e, 0x41, 0x81, 0xe7), e_u32(e, (TLB_ENTRIES - 1) * 32);
-	emit_op_mem(e, true, 0x2b, H_T0, gs_tlb(b, tag));
+	emit_tag_sub(b, write);
 	e3(e, 0x49, 0x81, 0xfe), e_u32(e, GUEST_PAGE_SIZE - size);	/* cmp t0, last element */
 	step_if(b, bi, CC_A);
 	if (repeated) {
@@ -339,5 +372,5 @@ void mem_check_run(struct block_build *b, struct block_insn *bi, unsigned size, 
 		e3(e, 0x49, 0x81, 0xfe), e_u32(e, GUEST_PAGE_SIZE);
 		step_if(b, bi, CC_A);
 	}
-	emit_load(e, H_T1, gs_tlb(b, OFF_TLB(b->tlb_mode, addend)));
+	emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
 }

@@ -153,14 +153,16 @@ struct trans_vcpu {
 	uint64_t count_exit[TEXIT_COUNT], count_blocks, count_flushes, count_stale;
 };
 
-struct translator { unsigned fp_level; };
+struct translator { unsigned fp_level; bool bmi2; };
 
 static inline struct trans_vcpu *trans_of(struct vcpu *v) { return v->trans; }
 
 #define OFF_GPR(r) (offsetof(struct vcpu, s.gpr) + 8 * (r))
 #define OFF_HOT(f) (offsetof(struct vcpu, hot.f))
-#define OFF_TLB(m, f) (offsetof(struct vcpu, tlb) + (m) * sizeof(((struct vcpu *)0)->tlb[0]) + \
-		       offsetof(struct tlb_entry, f))
+#define TLB_ENTRY_SHIFT 4
+_Static_assert(sizeof(struct tlb_entry) == 1u << TLB_ENTRY_SHIFT, "translated code counts on it");
+#define OFF_TLB(m, w, f) (offsetof(struct vcpu, tlb) + ((m) * 2 + (unsigned)(w)) * sizeof(((struct vcpu *)0)->tlb[0][0]) + \
+			  offsetof(struct tlb_entry, f))
 
 /* --- translate_entry.c --- */
 void trans_emit_trampolines(struct vcpu *v, struct emitter *e);

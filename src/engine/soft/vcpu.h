@@ -25,18 +25,18 @@
 /* One entry maps one 4 KiB linear page. An access of n bytes at va hits when (va - tag) <= 4096 - n
  * (unsigned): one comparison refuses wrong pages, non-canonical addresses and page crossings.
  * An unused entry's tag is tlb_invalid(index): a page of another index, so that no address that is looked up
- * here can hit it (no constant will do: the guest may use any 64-bit value). hva = va + addend.
- * tag_write is valid only if the PTE is writable and dirty, the page is RAM, holds no translated or
- * decoded code, and the dirty log has it. MMIO is never here. */
+ * here can hit it (no constant will do: the guest may use any 64-bit value). Zeroed memory is unused, but for entry 0.
+ * A page has an entry for reading and, at the same index, one for writing: valid only if the PTE is writable and dirty,
+ * the page is RAM, holds no translated or decoded code, and the dirty log has it. MMIO is never here. */
 struct tlb_entry {
-	uint64_t tag_read, tag_write;
+	uint64_t tag;
 	uint64_t addend;	/* host address - linear address */
-	uint64_t info;		/* bits 63..12 GPA of the page; bit 0: global; bit 1: tlb.c's */
 };
+enum { TLB_READ, TLB_WRITE };
 enum tlb_mode { TLB_USER, TLB_KERNEL /* SMAP on, AC clear */, TLB_KERNEL_AC /* SMAP off or AC set */, TLB_MODES };
-#define TLB_BITS 12
+#define TLB_BITS 16
 #define TLB_ENTRIES (1u << TLB_BITS)
-static inline uint64_t tlb_invalid(unsigned index) { return (uint64_t)(index ^ 1) << GUEST_PAGE_SHIFT; }
+static inline uint64_t tlb_invalid(unsigned index) { return index ? 0 : GUEST_PAGE_SIZE; }
 static inline unsigned tlb_index(uint64_t va) { return (va >> GUEST_PAGE_SHIFT) & (TLB_ENTRIES - 1); }
 
 struct soft_engine;
@@ -81,8 +81,8 @@ struct vcpu_hot {
 
 struct vcpu {
 	struct x86_state s;
-	struct tlb_entry tlb[TLB_MODES][TLB_ENTRIES];
 	struct vcpu_hot hot;
+	struct tlb_entry tlb[TLB_MODES][2][TLB_ENTRIES];	/* [][TLB_READ], [][TLB_WRITE] */
 	_Atomic uint32_t request;	/* REQUEST_*: set by any thread, polled at block boundaries */
 	uint8_t tlb_mode;		/* enum tlb_mode for data accesses at the current CPL */
 	uint8_t insn_mode;		/* enum insn_mode of CS */
@@ -95,6 +95,12 @@ struct vcpu {
 	void *trans;			/* translator's private part */
 	struct counters counters;
 };
+
+static inline struct tlb_entry *tlb_at(struct vcpu *v, unsigned mode, bool write, uint64_t va)
+{
+	return &v->tlb[mode][write][tlb_index(va)];
+}
+static inline bool tlb_hit(const struct tlb_entry *t, uint64_t va, unsigned n) { return va - t->tag <= GUEST_PAGE_SIZE - n; }
 
 _Noreturn void vcpu_raise(struct vcpu *v, uint8_t vector);
 _Noreturn void vcpu_raise_error(struct vcpu *v, uint8_t vector, uint32_t error);
