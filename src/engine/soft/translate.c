@@ -250,8 +250,6 @@ static bool miss_fill(struct vcpu *v, const struct exit_data *d, unsigned mode)
 		return false;
 	if (!va_canonical(v, va) || (va & ~GUEST_PAGE_MASK) + d->size > GUEST_PAGE_SIZE)
 		return false;
-	if (d->flags & EXIT_LAST)
-		va += d->size - (mode & TMODE_CODE32 ? 4 : 8);
 	return mem_fill(v, va, write);
 }
 

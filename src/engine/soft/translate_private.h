@@ -80,9 +80,8 @@ struct exit_data {
 enum {
 	EXIT_WRITE = 1,
 	EXIT_PARKED = 1,	/* CHAIN, FAR: the guest's flags are parked, or dead */
-	EXIT_LAST = 4,	/* MISS: the last word is what is accessed first */
 	EXIT_ALIGNED = 16,	/* MISS: misalignment faults, and before the page does */
-	EXIT_GROUP = 32,	/* MISS: of a group; what cannot be filled quietly goes on in the plain block */
+	EXIT_GROUP = 32,	/* MISS: of a group or run; what cannot be filled quietly goes on in the plain block */
 	EXIT_BRANCH = 8,	/* LOOKUP: by a branch that faults where its target is no address; rel: BRANCH_INFO */
 	EXIT_SHARED = 2,	/* LOOKUP: BRANCH_INFO is in hot.branch_info */
 	EXIT_POLL = 64,		/* CHAIN: to where the block polls */

@@ -1,8 +1,7 @@
 /*
- * Runs of PUSH or POP of registers: one check of all their slots.
- *
- * A run that does not lie in one page steps: the interpreter does its first instruction, and the rest is a block of its
- * own. What faults is the first slot: the highest for PUSH, the lowest for POP.
+ * Runs of PUSH or POP of registers: one check of all their slots, by a group or as a group's is: where it fails, and the
+ * TLB cannot be filled unseen, the plain block goes on. It has no runs, so slots on two pages, faults and what is not
+ * RAM are exact there.
  */
 #include "engine/soft/translate_private.h"
 
@@ -19,7 +18,7 @@ unsigned stack_run_length(const struct block_build *b, unsigned first)
 {
 	unsigned op = b->insns[first].in.op, n = 0;
 
-	if (op != X86_PUSH && op != X86_POP)
+	if (b->plain || (op != X86_PUSH && op != X86_POP))
 		return 0;
 	while (n < RUN_MAX && first + n < b->count && in_run(b, &b->insns[first + n], op) &&
 	       (!n || !groups_check_at(b, first + n)))
@@ -67,8 +66,10 @@ void stack_run_translate(struct block_build *b, unsigned first, unsigned n)
 	if (!grouped)
 		bi->group_stack = 0;
 	low = stack_translate(b, bi, push ? -bytes : 0, (unsigned)bytes, push);
-	if (push && !grouped)
-		b->stubs[b->stub_count - 1].data.flags |= EXIT_LAST;
+	if (!grouped) {
+		b->stubs[b->stub_count - 1].kind = STUB_GROUP;
+		b->stubs[b->stub_count - 1].data.flags |= EXIT_GROUP;
+	}
 	for (unsigned i = 0; i < n; i++) {
 		struct host_mem m = low;
 		unsigned guest = bi[i].in.ops[0].reg;
