@@ -171,6 +171,11 @@ static int rewrite(struct qcow2 *q, const char *path, const char *format)
 	return ret;
 }
 
+int node_co_set_backing(struct node *n, const char *path, const char *format)
+{
+	return n->ops == qcow2_driver.ops ? rewrite(n->impl, path, format) : -EOPNOTSUPP;
+}
+
 struct naming {
 	struct block *b;
 	const char *path, *format;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "block/block_private.h"
+#include "block/guard.h"
 
 struct job {
 	struct block *b;
@@ -49,6 +50,8 @@ static int writable(struct job *j, const char *verb)
 	if (!n->readonly && !n->ops->filter)
 		return 0;
 	snprintf(what, sizeof(what), "%s disk '%.150s'", verb, n->path);
+	if (node_is_guard(n))
+		return error_set(j->e, EBUSY, "wait for its end, or cancel it", what, "a job on it is under way");
 	return error_set(j->e, EROFS, "open it for writing", what, n->readonly ? "it is read-only" : "it is ephemeral");
 }
 

@@ -191,6 +191,8 @@ int node_co_discard(struct node *n, uint64_t offset, uint64_t len);
 int node_co_write_zeroes(struct node *n, uint64_t offset, uint64_t len, unsigned flags);
 int node_co_status(struct node *n, uint64_t offset, uint64_t len, unsigned depth_max, struct block_status *out);
 int node_co_resize(struct node *n, uint64_t size_bytes, unsigned flags, struct error *e);
+/* What block_set_backing() does; nothing else is under way on n.  -EOPNOTSUPP. */
+int node_co_set_backing(struct node *n, const char *path, const char *format);
 
 struct node *node_below_filters(struct node *n);
 struct node *block_root(struct block *b);

@@ -1,0 +1,54 @@
+/*
+ * Jobs on a disk that is in use.  As those of job.h they are straight-line code for coroutines of the disk's loop; they
+ * put a guard (guard.h) in front of the disk and take it out again at their end.  One at a time on a disk (-EBUSY).
+ *
+ * Common to all: 0, or -errno with e set; -ECANCELED after job.cancel, without e.  However a job ends, the guest's disk
+ * is whole and what it stood on before is what it stands on, but for the one success that each names.  What a job made
+ * of its target when it failed is of no use.  Targets belong to the loop of the disk and to nobody else meanwhile.
+ */
+#ifndef VIXEN_BLOCK_LIVE_H
+#define VIXEN_BLOCK_LIVE_H
+
+#include "block/job.h"
+#include "host/coroutine.h"
+
+/*
+ * Backup: target becomes what the disk holds now, at the moment the job starts.  What the guest writes to later is first
+ * copied.  With a bitmap of the disk's format:
+ *	full:		all is copied, and the bitmap records what changes from now on
+ *	incremental:	only what the bitmap says is copied, and it records what changes from now on
+ * If the job fails the bitmap records both: what it said before (full: everything), and what has changed since.
+ *
+ * The target of an incremental backup is an overlay on the backup before, opened with BLOCK_NO_BACKING; its clusters
+ * must not be larger than the bitmap's granularity.
+ */
+struct live_backup {
+	const char *bitmap;		/* NULL: none */
+	bool incremental;
+};
+int live_backup(struct block_job *j, struct block *b, struct block *target, const struct live_backup *o,
+		struct error *e);
+
+/*
+ * Mirror: target becomes what the disk holds, and stays so.  After everything was copied once the guest's writes go to
+ * both, so that it ends under any load.  Then `ready` is set, and the job waits for `finish` (or the cancelling).  At
+ * the end target holds what the disk held at one moment; pivot: the disk stands on the target's stack from that moment
+ * on, and `target` on the disk's old one.
+ */
+struct live_mirror {
+	bool pivot;
+	bool finish, ready;
+	struct co_queue wake;
+};
+int live_mirror(struct block_job *j, struct block *b, struct block *target, struct live_mirror *m, struct error *e);
+/* After a change of job.cancel or m->finish: on the loop's thread. */
+void live_mirror_kick(struct block *b, struct live_mirror *m);
+
+/*
+ * Stream: what the backing files of the disk hold is copied into its top layer, which then names none (block.h:
+ * qcow2 alone).  What the guest reads meanwhile is copied first.  Cancelled: the disk is as it was, and can be streamed
+ * again.
+ */
+int live_stream(struct block_job *j, struct block *b, struct error *e);
+
+#endif

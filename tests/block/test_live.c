@@ -1,0 +1,481 @@
+/* Jobs on a disk that a guest writes to meanwhile: what the targets hold, what is left when they end early. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <errno.h>
+
+#include "block/block_private.h"
+#include "block/guard.h"
+#include "block/live.h"
+#include "disk.h"
+#include "host/loop.h"
+
+#define SIZE (8u << 20)
+#define BLOCK 4096u
+#define WRITERS 4u
+
+struct fixture {
+	struct loop *loop;
+	struct coroutines *co;
+	char dir[64];
+	struct block *disk, *target;
+	struct block_job job;
+	struct live_mirror mirror;
+	struct live_backup backup;
+	struct error e;
+	int (*fn)(struct fixture *f);
+	uint8_t *model, *start;		/* what the disk holds; what it held when the job started */
+	bool stop, started;
+	unsigned writers, writes;
+	struct co_queue ended;
+	int job_ret;
+};
+
+/* --- letting others run: what the page cache answers at once never waits --- */
+
+struct turn { struct fixture *f; struct co *self; };
+
+static void turn_over(void *opaque)
+{
+	struct turn *t = opaque;
+
+	co_wake(t->f->co, t->self);
+}
+
+static void yield(struct fixture *f)
+{
+	struct turn t = { f, co_self(f->co) };
+
+	loop_post(f->loop, turn_over, &t);
+	co_wait(f->co);
+}
+
+/* --- the guest: each writer has blocks of its own, neighbours in every granule --- */
+
+struct writer { struct fixture *f; unsigned index; };
+
+static int change(struct fixture *f, uint64_t at, uint8_t *buf)
+{
+	unsigned kind = (unsigned)random() % 8;
+	int ret;
+
+	memset(buf, kind ? (int)random() : 0, BLOCK);
+	if (kind)
+		ret = block_co_write(f->disk, at, buf, BLOCK);
+	else
+		ret = block_co_write_zeroes(f->disk, at, BLOCK, random() % 2);
+	memcpy(f->model + at, buf, BLOCK);
+	return ret;
+}
+
+static int look(struct fixture *f, uint64_t at, uint8_t *buf)
+{
+	int ret = block_co_read(f->disk, at, buf, BLOCK);
+
+	if (!ret && memcmp(buf, f->model + at, BLOCK))
+		die("the guest reads at %lu what it did not write", at);
+	return ret;
+}
+
+static void writer_main(void *opaque)
+{
+	struct writer *w = opaque;
+	struct fixture *f = w->f;
+	uint8_t buf[BLOCK];
+
+	while (!f->stop) {
+		uint64_t at = ((uint64_t)random() % (SIZE / BLOCK / WRITERS) * WRITERS + w->index) * BLOCK;
+		int ret = random() % 4 ? change(f, at, buf) : look(f, at, buf);
+
+		if (!ret && random() % 64 == 0)
+			ret = block_co_flush(f->disk);
+		assert_int_equal(ret, 0);
+		f->writes++;
+		yield(f);
+	}
+	free(w);
+	if (!--f->writers)
+		co_queue_wake_all(f->co, &f->ended);
+}
+
+static void guest_start(struct fixture *f)
+{
+	f->stop = false;
+	f->writes = 0;
+	for (unsigned i = 0; i < WRITERS; i++) {
+		struct writer *w = malloc(sizeof(*w));
+
+		*w = (struct writer){ f, i };
+		f->writers++;
+		assert_int_equal(co_start(f->co, writer_main, w), 0);
+	}
+}
+
+static void guest_stop(struct fixture *f)
+{
+	f->stop = true;
+	while (f->writers)
+		co_queue_wait(f->co, &f->ended);
+}
+
+/* --- fixture --- */
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+
+	f->loop = loop_new();
+	f->co = loop_coroutines(f->loop);
+	go_to_folder(f->dir);
+	f->model = calloc(1, SIZE);
+	f->start = calloc(1, SIZE);
+	srandom(1);
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+
+	loop_free(f->loop);
+	free(f->model);
+	free(f->start);
+	if (shell("rm -r %s", f->dir))
+		return -1;
+	free(f);
+	return 0;
+}
+
+static void create(struct fixture *f, const char *name, struct block_create c)
+{
+	c.size_bytes = c.size_bytes ? c.size_bytes : SIZE;
+	assert_int_equal(block_create(f->loop, name, strstr(name, ".raw") ? "raw" : "qcow2", &c, &f->e), 0);
+}
+
+static struct block *open_disk(struct fixture *f, const char *name, unsigned flags)
+{
+	struct block *b;
+
+	if (block_open(&b, f->loop, name, strstr(name, ".raw") ? "raw" : "qcow2", flags, &f->e))
+		die("%s: %s", f->e.what, f->e.why);
+	return b;
+}
+
+static int fill(void *opaque)
+{
+	struct fixture *f = opaque;
+
+	for (uint64_t at = 0; at < SIZE; at += 65536) {
+		memset(f->model + at, (int)random(), 65536);
+		if (random() % 3 == 0)
+			memset(f->model + at, 0, 65536);
+		else if (block_co_write(f->disk, at, f->model + at, 65536))
+			return -EIO;
+	}
+	return 0;
+}
+
+static void prepare(struct fixture *f, const char *disk, const char *target)
+{
+	create(f, disk, (struct block_create){ 0 });
+	f->disk = open_disk(f, disk, 0);
+	assert_int_equal(block_run(f->loop, fill, f), 0);
+	if (target) {
+		create(f, target, (struct block_create){ 0 });
+		f->target = open_disk(f, target, 0);
+	}
+	f->job = (struct block_job){ .parallel = 3 };
+	f->mirror = (struct live_mirror){ 0 };
+	f->backup = (struct live_backup){ 0 };
+}
+
+static void close_all(struct fixture *f)
+{
+	assert_int_equal(block_close(f->disk), 0);
+	assert_int_equal(block_close(f->target), 0);
+	f->disk = f->target = NULL;
+}
+
+static void holds(struct fixture *f, const char *name, const uint8_t *want)
+{
+	struct disk d = { .loop = f->loop };
+	uint8_t *got = malloc(SIZE);
+
+	disk_open(&d, name, &(struct block_options){ .format = strstr(name, ".raw") ? "raw" : "qcow2",
+						     .flags = BLOCK_READONLY });
+	assert_int_equal(disk_read(&d, 0, got, SIZE), 0);
+	for (unsigned at = 0; at < SIZE; at += 512)
+		if (memcmp(got + at, want + at, 512))
+			die("%s: differs at %u", name, at);
+	disk_close(&d);
+	free(got);
+	if (have_qemu() && !strstr(name, ".raw"))
+		assert_int_equal(shell("qemu-img check %s", name), 0);
+}
+
+/* --- backup --- */
+
+/* The disk is at rest when the job starts: its moment is known. */
+static int backup_main(void *opaque)
+{
+	struct fixture *f = opaque;
+	int ret;
+
+	memcpy(f->start, f->model, SIZE);
+	guest_start(f);
+	ret = live_backup(&f->job, f->disk, f->target, &f->backup, &f->e);
+	guest_stop(f);
+	return ret;
+}
+
+static void backup_between(struct fixture *f, const char *disk, const char *target)
+{
+	prepare(f, disk, target);
+	assert_int_equal(block_run(f->loop, backup_main, f), 0);
+	assert_true(f->writes > 20);
+	close_all(f);
+	holds(f, target, f->start);
+	holds(f, disk, f->model);
+}
+
+static void test_backup_raw(void **state) { backup_between(*state, "a.raw", "b.raw"); }
+static void test_backup_qcow2(void **state) { backup_between(*state, "a.qcow2", "b.qcow2"); }
+
+static void cancel_soon(void *opaque, uint64_t done, uint64_t total)
+{
+	struct fixture *f = opaque;
+
+	f->job.cancel = done > total / 4;
+}
+
+static void test_backup_cancelled(void **state)
+{
+	struct fixture *f = *state;
+
+	prepare(f, "a.qcow2", "b.qcow2");
+	f->job.progress = cancel_soon;
+	f->job.opaque = f;
+	assert_int_equal(block_run(f->loop, backup_main, f), -ECANCELED);
+	assert_false(node_is_guard(block_root(f->disk)));
+	close_all(f);
+	holds(f, "a.qcow2", f->model);
+}
+
+/* A target that fails fails the backup, not the guest. */
+static void failing_writev(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done,
+			   void *opaque)
+{
+	(void)n;
+	(void)offset;
+	(void)iov;
+	(void)iovcnt;
+	done(opaque, -ENOSPC);
+}
+
+static void test_target_fails(void **state)
+{
+	struct fixture *f = *state;
+	const struct node_ops *real;
+	struct node_ops failing;
+
+	prepare(f, "a.raw", "b.raw");
+	real = f->target->root->ops;
+	failing = *real;
+	failing.writev = failing_writev;
+	f->target->root->ops = &failing;
+	assert_int_equal(block_run(f->loop, backup_main, f), -ENOSPC);
+	assert_string_equal(f->e.what, "back the disk up");
+	f->target->root->ops = real;
+	close_all(f);
+	holds(f, "a.raw", f->model);
+}
+
+/* --- mirror --- */
+
+static void mirror_job(void *opaque)
+{
+	struct fixture *f = opaque;
+
+	f->job_ret = live_mirror(&f->job, f->disk, f->target, &f->mirror, &f->e);
+	f->started = false;
+	co_queue_wake_all(f->co, &f->ended);
+}
+
+static void mirror_end(struct fixture *f)
+{
+	live_mirror_kick(f->disk, &f->mirror);
+	while (f->started)
+		co_queue_wait(f->co, &f->ended);
+}
+
+/* The guest writes all the time; at some moment after `ready` the mirror is to end. */
+static int mirror_main(void *opaque)
+{
+	struct fixture *f = opaque;
+	guest_start(f);
+	f->started = true;
+	assert_int_equal(co_start(f->co, mirror_job, f), 0);
+	while (!f->mirror.ready && f->started)
+		yield(f);
+	for (unsigned i = 0; i < 200 && f->started; i++)
+		yield(f);
+	if (!f->mirror.pivot)
+		guest_stop(f);
+	f->mirror.finish = true;
+	mirror_end(f);
+	guest_stop(f);
+	return f->job_ret;
+}
+
+static void mirror_between(struct fixture *f, const char *disk, const char *target, bool pivot)
+{
+	prepare(f, disk, target);
+	f->mirror.pivot = pivot;
+	assert_int_equal(block_run(f->loop, mirror_main, f), 0);
+	assert_true(f->mirror.ready && f->writes > 20);
+	close_all(f);
+	holds(f, target, f->model);
+	if (!pivot)
+		holds(f, disk, f->model);
+}
+
+static void test_mirror_raw(void **state) { mirror_between(*state, "a.raw", "b.raw", false); }
+static void test_mirror_qcow2(void **state) { mirror_between(*state, "a.qcow2", "b.qcow2", false); }
+static void test_pivot_raw_to_qcow2(void **state) { mirror_between(*state, "a.raw", "b.qcow2", true); }
+static void test_pivot_qcow2_to_raw(void **state) { mirror_between(*state, "a.qcow2", "b.raw", true); }
+
+static int mirror_cancel_main(void *opaque)
+{
+	struct fixture *f = opaque;
+	guest_start(f);
+	f->started = true;
+	assert_int_equal(co_start(f->co, mirror_job, f), 0);
+	while (!f->mirror.ready)
+		yield(f);
+	f->job.cancel = true;
+	mirror_end(f);
+	guest_stop(f);
+	return f->job_ret;
+}
+
+static void test_mirror_cancelled(void **state)
+{
+	struct fixture *f = *state;
+
+	prepare(f, "a.qcow2", "b.qcow2");
+	f->mirror.pivot = true;
+	assert_int_equal(block_run(f->loop, mirror_cancel_main, f), -ECANCELED);
+	close_all(f);
+	holds(f, "a.qcow2", f->model);
+}
+
+static int busy_main(void *opaque)
+{
+	struct fixture *f = opaque;
+	f->started = true;
+	assert_int_equal(co_start(f->co, mirror_job, f), 0);
+	while (!f->mirror.ready)
+		yield(f);
+	assert_int_equal(live_backup(&f->job, f->disk, f->target, &f->backup, &f->e), -EBUSY);
+	assert_int_equal(block_resize(f->disk, SIZE * 2, 0, &f->e), -EBUSY);
+	assert_int_equal(block_snapshot_create(f->disk, "s", &f->e), -EBUSY);
+	f->mirror.finish = true;
+	mirror_end(f);
+	return f->job_ret;
+}
+
+static void test_one_job_at_a_time(void **state)
+{
+	struct fixture *f = *state;
+
+	prepare(f, "a.qcow2", "b.qcow2");
+	assert_int_equal(block_run(f->loop, busy_main, f), 0);
+	close_all(f);
+}
+
+/* --- stream --- */
+
+static int stream_main(void *opaque)
+{
+	struct fixture *f = opaque;
+	int ret;
+
+	guest_start(f);
+	ret = live_stream(&f->job, f->disk, &f->e);
+	guest_stop(f);
+	return ret;
+}
+
+static void overlay_on(struct fixture *f, const char *base)
+{
+	prepare(f, base, NULL);
+	close_all(f);
+	create(f, "top.qcow2", (struct block_create){ .backing_path = base,
+						      .backing_format = strstr(base, ".raw") ? "raw" : "qcow2" });
+	f->disk = open_disk(f, "top.qcow2", 0);
+}
+
+static void test_stream(void **state)
+{
+	struct fixture *f = *state;
+
+	overlay_on(f, "base.raw");
+	assert_int_equal(block_run(f->loop, stream_main, f), 0);
+	assert_true(f->writes > 20);
+	close_all(f);
+	assert_int_equal(unlink("base.raw"), 0);
+	holds(f, "top.qcow2", f->model);
+}
+
+static void test_stream_cancelled_and_again(void **state)
+{
+	struct fixture *f = *state;
+
+	overlay_on(f, "base.qcow2");
+	f->job.progress = cancel_soon;
+	f->job.opaque = f;
+	assert_int_equal(block_run(f->loop, stream_main, f), -ECANCELED);
+	f->job = (struct block_job){ 0 };
+	assert_int_equal(block_run(f->loop, stream_main, f), 0);
+	close_all(f);
+	assert_int_equal(unlink("base.qcow2"), 0);
+	holds(f, "top.qcow2", f->model);
+}
+
+static int stream_alone(void *opaque)
+{
+	struct fixture *f = opaque;
+
+	return live_stream(&f->job, f->disk, &f->e);
+}
+
+static void test_stream_needs_a_backing_file(void **state)
+{
+	struct fixture *f = *state;
+
+	prepare(f, "a.qcow2", NULL);
+	assert_int_equal(block_run(f->loop, stream_alone, f), -EINVAL);
+	close_all(f);
+}
+
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		T(test_backup_raw), T(test_backup_qcow2), T(test_backup_cancelled), T(test_target_fails),
+		T(test_mirror_raw), T(test_mirror_qcow2), T(test_pivot_raw_to_qcow2), T(test_pivot_qcow2_to_raw),
+		T(test_mirror_cancelled), T(test_one_job_at_a_time), T(test_stream),
+		T(test_stream_cancelled_and_again), T(test_stream_needs_a_backing_file),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
