@@ -38,7 +38,7 @@ _vixen_image()
 	--name | --kernel-package | --size | --include | --mirror | --cluster-size | --sparse | --parallel) return ;;
 	--export | --description | --listen) return ;;
 	--from | --to | --disk-format | --format-a | --format-b | --backing-format)
-		COMPREPLY=($(compgen -W 'raw qcow2' -- "$cur")); return ;;
+		COMPREPLY=($(compgen -W 'raw qcow2 vmdk vhdx vdi' -- "$cur")); return ;;
 	--compression) COMPREPLY=($(compgen -W 'zlib zstd' -- "$cur")); return ;;
 	--repair) COMPREPLY=($(compgen -W 'leaks all' -- "$cur")); return ;;
 	--tls-certificates) COMPREPLY=($(compgen -d -- "$cur")); return ;;

@@ -101,6 +101,10 @@ struct block_create {
 /* Leaves nothing behind when it fails. */
 int block_create(struct loop *l, const char *path, const char *format, const struct block_create *c, struct error *e);
 
+/* Is it a format that disks can be opened in (create: made in)?  Their names, with `between` between them. */
+bool block_format_known(const char *name, bool create);
+void block_format_names(char *out, size_t size, bool create, const char *between);
+
 /* --- what it is --- */
 
 uint64_t block_size(const struct block *b);		/* bytes */

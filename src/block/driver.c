@@ -9,8 +9,10 @@
 
 #include "block/node.h"
 
-const struct driver *const block_drivers[] = { &file_driver, &raw_driver, &qcow2_driver, &nbd_driver,
-						 &nbd_unix_driver, &nbds_driver, &nbds_unix_driver, NULL };
+const struct driver *const block_drivers[] = {
+	&file_driver, &raw_driver, &qcow2_driver, &vdi_driver, &vhdx_driver, &vmdk_driver,
+	&nbd_driver, &nbd_unix_driver, &nbds_driver, &nbds_unix_driver, NULL
+};
 
 static bool is_protocol(const struct driver *d)
 {
@@ -50,6 +52,28 @@ char *node_path_relative(const char *base, const char *path)
 
 /* --- what format? --- */
 
+static bool offers(const struct driver *d, bool create)
+{
+	return !is_protocol(d) && (create ? !!d->co_create : !!d->co_open);
+}
+
+bool block_format_known(const char *name, bool create)
+{
+	const struct driver *d = driver_find(name);
+
+	return d && offers(d, create);
+}
+
+void block_format_names(char *out, size_t size, bool create, const char *between)
+{
+	size_t at = 0;
+
+	*out = 0;
+	for (const struct driver *const *d = block_drivers; *d && at < size; d++)
+		if (offers(*d, create))
+			at += (size_t)snprintf(out + at, size - at, "%s%s", at ? between : "", (*d)->name);
+}
+
 static bool has_suffix(const char *path, const char *suffix)
 {
 	size_t n = strlen(path), m = suffix ? strlen(suffix) : 0;
@@ -59,14 +83,12 @@ static bool has_suffix(const char *path, const char *suffix)
 
 static int format_named(const struct driver **out, const char *path, const char *name, struct error *e)
 {
-	char what[192], list[128] = "";
+	char what[192], list[128];
 
 	*out = driver_find(name);
-	if (*out && (*out)->co_open && !is_protocol(*out))
+	if (*out && offers(*out, false))
 		return 0;
-	for (const struct driver *const *d = block_drivers; *d; d++)
-		if (!is_protocol(*d) && (*d)->co_open && strlen(list) + strlen((*d)->name) + 3 < sizeof(list))
-			strcat(strcat(list, *list ? ", " : ""), (*d)->name);
+	block_format_names(list, sizeof(list), false, ", ");
 	snprintf(what, sizeof(what), "open disk '%.150s'", path);
 	return error_set(e, EINVAL, "use one of the formats named, after a conversion if need be", what,
 			 "format '%s' is not supported (%s)", name, list);

@@ -140,8 +140,8 @@ struct driver {
 	int (*co_make)(const char *path, bool overwrite, struct error *e);
 };
 
-extern const struct driver file_driver, raw_driver, qcow2_driver, nbd_driver, nbd_unix_driver,
-	nbds_driver, nbds_unix_driver;
+extern const struct driver file_driver, raw_driver, qcow2_driver, vdi_driver, vhdx_driver, vmdk_driver, nbd_driver,
+	nbd_unix_driver, nbds_driver, nbds_unix_driver;
 extern const struct node_ops overlay_ops;
 extern const struct driver *const block_drivers[];	/* formats and protocols, NULL at the end */
 const struct driver *driver_find(const char *name);

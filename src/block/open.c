@@ -198,12 +198,14 @@ static int create_main(void *opaque)
 static int creatable(const struct driver **out, const char *path, const char *format, const struct block_create *c,
 		     struct error *e)
 {
-	char what[192];
+	char what[192], todo[128] = "use one of: ";
 
 	snprintf(what, sizeof(what), "create disk '%.150s'", path);
 	*out = driver_find(format);
-	if (!*out || !(*out)->co_create)
-		return error_set(e, EINVAL, "use raw or qcow2", what, "format '%s' cannot be created", format);
+	if (!*out || !block_format_known(format, true)) {
+		block_format_names(todo + strlen(todo), sizeof(todo) - strlen(todo), true, ", ");
+		return error_set(e, EINVAL, todo, what, "format '%s' cannot be created", format);
+	}
 	if (c->size_bytes % SECTOR)
 		return error_set(e, EINVAL, "round it up", what, "its size is not a multiple of 512");
 	if (c->size_bytes > INT64_MAX)

@@ -43,7 +43,7 @@ static int no_snapshots(struct chain *c, const char *what, const char *todo)
 /* --- commit --- */
 
 static const struct option_row commit_options[] = {
-	{ "disk-format", "raw|qcow2", "what FILE is; default: by its name", set_format },
+	{ "disk-format", "FORMAT", "what FILE is; default: by its name", set_format },
 	{ 0 },
 };
 
@@ -148,10 +148,10 @@ static bool set_unsafe(void *o, const char *v) { (void)v; return ((struct chain 
 static const struct option_row rebase_options[] = {
 	{ "backing", "FILE", "the new backing file; the name is kept as given, relative to where the image lies",
 	  set_backing },
-	{ "backing-format", "raw|qcow2", "what that is; default: by its name", set_backing_format },
+	{ "backing-format", "FORMAT", "what that is; default: by its name", set_backing_format },
 	{ "no-backing", NULL, "copy all in: the image stands alone afterwards", set_none },
 	{ "unsafe", NULL, "change the name only: the file was moved, and holds the same", set_unsafe },
-	{ "disk-format", "raw|qcow2", "what FILE is; default: by its name", set_format },
+	{ "disk-format", "FORMAT", "what FILE is; default: by its name", set_format },
 	{ 0 },
 };
 

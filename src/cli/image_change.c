@@ -34,13 +34,13 @@ static bool set_resize(void *o, const char *v)
 }
 
 static const struct option_row resize_options[] = {
-	{ "disk-format", "raw|qcow2", "what FILE is; default: by its name", set_format },
+	{ "disk-format", "FORMAT", "what FILE is; default: by its name", set_format },
 	{ "shrink", NULL, "it may get smaller: what lies past the new end is lost", set_shrink },
 	{ 0 },
 };
 
 static const struct command resize_command = {
-	.verb = "image resize", .usage = "image resize FILE [+]SIZE [--shrink] [--disk-format raw|qcow2]",
+	.verb = "image resize", .usage = "image resize FILE [+]SIZE [--shrink] [--disk-format FORMAT]",
 	.about = "Changes the size of a disk; +SIZE adds to it. The guest's partitions and file systems stay as they are:\n"
 		 "enlarge them inside, and before --shrink, make them smaller.",
 	.options = resize_options, .argument = set_resize,
@@ -117,7 +117,7 @@ static bool set_check_file(void *o, const char *v)
 
 static const struct option_row check_options[] = {
 	{ "repair", "leaks|all", "give space back that nothing uses; all: also mend what is wrong", set_repair },
-	{ "disk-format", "raw|qcow2", "what FILE is; default: by its name", set_check_format },
+	{ "disk-format", "FORMAT", "what FILE is; default: by its name", set_check_format },
 	{ "format", "table|json", "default table", set_check_json },
 	{ 0 },
 };

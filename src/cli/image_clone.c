@@ -39,12 +39,12 @@ static bool set_argument(void *o, const char *v)
 
 static const struct option_row clone_options[] = {
 	{ "size", "SIZE", "of the new disk, no less than the old one's (default: the same)", set_size },
-	{ "disk-format", "raw|qcow2", "what FILE is; default: by its name", set_format },
+	{ "disk-format", "FORMAT", "what FILE is; default: by its name", set_format },
 	{ 0 },
 };
 
 static const struct command clone_command = {
-	.verb = "image clone", .usage = "image clone IMAGE|FILE NEW [--size SIZE] [--disk-format raw|qcow2]",
+	.verb = "image clone", .usage = "image clone IMAGE|FILE NEW [--size SIZE] [--disk-format FORMAT]",
 	.about = "Makes a linked clone: a disk that starts as the old one and takes space only for what it writes itself.\n"
 		 "The old one must not be written to, nor removed, as long as there are clones. A clone of an image in the\n"
 		 "catalog is an image in the catalog, unless NEW has a slash: then it is a file.",

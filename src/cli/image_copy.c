@@ -36,7 +36,7 @@ static bool set_from(void *o, const char *v)
 static bool set_to(void *o, const char *v)
 {
 	((struct convert *)o)->to = v;
-	return tool_format_parse("image convert", "to", v);
+	return tool_create_format_parse("image convert", "to", v);
 }
 static bool set_compression(void *o, const char *v)
 {
@@ -78,8 +78,8 @@ static bool set_files(void *o, const char *v)
 }
 
 static const struct option_row convert_options[] = {
-	{ "from", "raw|qcow2", "what SRC is; default: by its name", set_from },
-	{ "to", "raw|qcow2", "what DST shall be; default: qcow2 if its name ends in .qcow2, else raw", set_to },
+	{ "from", "FORMAT", "what SRC is; default: by its name", set_from },
+	{ "to", "FORMAT", "what DST shall be; default: qcow2 if its name ends in .qcow2, else raw", set_to },
 	{ "compress", NULL, "qcow2: compress the data", set_compress },
 	{ "compression", "zlib|zstd", "qcow2: how (default zlib)", set_compression },
 	{ "cluster-size", "SIZE", "qcow2: unit of allocation, 512 to 2M (default 64K)", set_cluster },
@@ -269,8 +269,8 @@ static bool set_pair(void *o, const char *v)
 }
 
 static const struct option_row compare_options[] = {
-	{ "format-a", "raw|qcow2", "what A is; default: by its name", set_format_a },
-	{ "format-b", "raw|qcow2", "what B is", set_format_b },
+	{ "format-a", "FORMAT", "what A is; default: by its name", set_format_a },
+	{ "format-b", "FORMAT", "what B is", set_format_b },
 	{ "format", "table|json", "of the answer, default table", set_json },
 	{ 0 },
 };

@@ -5,6 +5,7 @@
 
 #include "block/block.h"
 #include "cli/image_create.h"
+#include "cli/image_tool.h"
 #include "cli/options.h"
 #include "cli/verb.h"
 #include "host/loop.h"
@@ -24,16 +25,14 @@ static bool word_of(const char *option, const char *v, const char *const *names)
 
 static bool set_format(void *o, const char *v)
 {
-	static const char *const names[] = { "raw", "qcow2", NULL };
 	((struct create *)o)->format = v;
-	return word_of("disk-format", v, names);
+	return tool_create_format_parse("image create", "disk-format", v);
 }
 
 static bool set_backing_format(void *o, const char *v)
 {
-	static const char *const names[] = { "raw", "qcow2", NULL };
 	((struct create *)o)->c.backing_format = v;
-	return word_of("backing-format", v, names);
+	return tool_format_parse("image create", "backing-format", v);
 }
 
 static bool set_compression(void *o, const char *v)
@@ -81,9 +80,9 @@ static bool set_argument(void *o, const char *v)
 }
 
 static const struct option_row create_options[] = {
-	{ "disk-format", "raw|qcow2", "default: qcow2 if FILE ends in .qcow2 or has a backing file, else raw", set_format },
+	{ "disk-format", "FORMAT", "default: qcow2 if FILE ends in .qcow2 or has a backing file, else raw", set_format },
 	{ "backing", "FILE", "what the new disk starts as; it must not change afterwards", set_backing },
-	{ "backing-format", "raw|qcow2", "default: qcow2 if it ends in .qcow2, else raw", set_backing_format },
+	{ "backing-format", "FORMAT", "default: qcow2 if it ends in .qcow2, else raw", set_backing_format },
 	{ "cluster-size", "SIZE", "qcow2: unit of allocation, 512 to 2M (default 64K)", set_cluster },
 	{ "compression", "zlib|zstd", "qcow2: of clusters that are written compressed (default zlib)", set_compression },
 	{ "extended-l2", NULL, "qcow2: allocate 32nds of clusters", set_extended },

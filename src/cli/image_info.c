@@ -31,20 +31,20 @@ static bool set_file(void *o, const char *v)
 }
 
 static const struct option_row look_options[] = {
-	{ "disk-format", "raw|qcow2", "what FILE is; default: by its name and content", set_format },
+	{ "disk-format", "FORMAT", "what FILE is; default: by its name and content", set_format },
 	{ "format", "table|json", "default table", set_json },
 	{ 0 },
 };
 
 static const struct command info_command = {
-	.verb = "image info", .usage = "image info IMAGE|FILE [--disk-format raw|qcow2] [--format table|json]",
+	.verb = "image info", .usage = "image info IMAGE|FILE [--disk-format FORMAT] [--format table|json]",
 	.about = "Describes an image of the catalog, or a disk file: its format, how much space it takes, its backing files\n"
 		 "and snapshots. Also while a machine runs from it: then what is shown may be out of date.",
 	.options = look_options, .argument = set_file,
 };
 
 static const struct command map_command = {
-	.verb = "image map", .usage = "image map FILE [--disk-format raw|qcow2] [--format table|json]",
+	.verb = "image map", .usage = "image map FILE [--disk-format FORMAT] [--format table|json]",
 	.about = "Shows which parts of a disk hold data, which read as zeroes, and which file of the chain they come from.",
 	.options = look_options, .argument = set_file,
 };

@@ -64,7 +64,7 @@ static bool set_verify(void *s, const char *v) { (void)v; return ((struct serve 
 static bool set_once(void *s, const char *v) { (void)v; return ((struct serve *)s)->once = true; }
 
 static const struct option_row serve_options[] = {
-	{ "disk-format", "raw|qcow2", "of the file, where its name does not say", set_disk_format },
+	{ "disk-format", "FORMAT", "of the file, where its name does not say", set_disk_format },
 	{ "export", "NAME", "what clients ask for (default: the export without a name)", set_export },
 	{ "description", "TEXT", "what the export is, for clients that ask", set_description },
 	{ "read-only", NULL, "refuse writes; others may read the image meanwhile", set_readonly },

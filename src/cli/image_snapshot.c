@@ -41,7 +41,7 @@ static bool set_argument(void *o, const char *v)
 }
 
 static const struct option_row snapshot_options[] = {
-	{ "disk-format", "raw|qcow2", "what FILE is; default: by its name", set_format },
+	{ "disk-format", "FORMAT", "what FILE is; default: by its name", set_format },
 	{ "format", "table|json", "of the list, default table", set_json },
 	{ 0 },
 };

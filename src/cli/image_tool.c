@@ -113,7 +113,7 @@ int tool_open(struct tool *t, struct block **out, const char *path, const char *
 {
 	int ret = block_open(out, t->loop, path, format, flags, &t->e);
 	if (ret && strstr(t->e.todo, ",format="))
-		snprintf(t->e.todo, sizeof t->e.todo, "say which it is: %s raw|qcow2", format_option);
+		snprintf(t->e.todo, sizeof t->e.todo, "say which it is: %s raw|qcow2|...", format_option);
 	if (ret == -EBUSY)
 		snprintf(t->e.todo, sizeof t->e.todo, "stop the VM first");
 	if (!ret)
@@ -151,8 +151,16 @@ int tool_not_in_chain(struct tool *t, struct block *b, const char *path, const c
 
 bool tool_format_parse(const char *verb, const char *option, const char *v)
 {
-	return !strcmp(v, "raw") || !strcmp(v, "qcow2") ||
-	       usage_error(verb, "--%s '%s' is not raw or qcow2", option, v);
+	char names[128];
+	block_format_names(names, sizeof names, false, ", ");
+	return block_format_known(v, false) || usage_error(verb, "--%s '%s' is not one of %s", option, v, names);
+}
+
+bool tool_create_format_parse(const char *verb, const char *option, const char *v)
+{
+	char names[128];
+	block_format_names(names, sizeof names, true, ", ");
+	return block_format_known(v, true) || usage_error(verb, "--%s '%s' is not one of %s", option, v, names);
 }
 
 bool tool_argument(const char *verb, const char *v, const char **slot, unsigned n)

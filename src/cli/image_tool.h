@@ -61,7 +61,8 @@ bool same_file(const char *a, const char *b);
 int tool_not_in_chain(struct tool *t, struct block *b, const char *path, const char *what);
 
 /* Options that several have. */
-bool tool_format_parse(const char *verb, const char *option, const char *v);	/* raw or qcow2 */
+bool tool_format_parse(const char *verb, const char *option, const char *v);
+bool tool_create_format_parse(const char *verb, const char *option, const char *v);	/* that can be made */
 bool tool_argument(const char *verb, const char *v, const char **slot, unsigned n);	/* the next of n */
 
 void image_describe(const struct image *img, bool json);	/* of the catalog (image.c) */

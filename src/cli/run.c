@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "block/block.h"
 #include "cli/catalog.h"
 #include "cli/options.h"
 #include "cli/runtime.h"
@@ -124,11 +125,17 @@ static bool set_gdb(void *opaque, const char *v)
 	return usage_error("run", "--gdb '%s' is neither a port nor unix:PATH", v);
 }
 
-/* FILE[,format=raw|qcow2][,readonly][,ephemeral] */
+static bool disk_format_good(const char *format)
+{
+	char names[128];
+	block_format_names(names, sizeof names, false, ", ");
+	return block_format_known(format, false) || usage_error("run", "disk format '%s' is not one of %s", format, names);
+}
+
+/* FILE[,format=FORMAT][,readonly][,ephemeral] */
 static bool set_disk(void *opaque, const char *v)
 {
 	static const char *const known[] = { "format=raw", "format=qcow2", "readonly", "ephemeral", NULL };
-	static const char *const formats[] = { "raw", "qcow2", NULL };
 	struct run *r = opaque;
 	if (r->ncopies == VM_DISKS_MAX)
 		return usage_error("run", "more than %d disks", VM_DISKS_MAX);
@@ -146,7 +153,7 @@ static bool set_disk(void *opaque, const char *v)
 			d.ephemeral = true;
 		} else if (!strncmp(word, "format=", 7)) {
 			d.format = word + 7;
-			if (!one_of("disk format", d.format, formats))
+			if (!disk_format_good(d.format))
 				return false;
 		} else if ((near = nearest(word, known))) {
 			return usage_error("run", "--disk: '%s' is not known, did you mean '%s'?", word, near);
@@ -254,7 +261,7 @@ static const struct option_row options[] = {
 	{ "append", "STR", "kernel command line (default " APPEND_DEFAULT "); with an image: added to its own",
 	  set_append },
 	{ "firmware", "bios|uefi|FILE", "boot through firmware (not in this version)", set_firmware },
-	{ "disk", "FILE[,format=raw|qcow2][,readonly][,ephemeral]", "a disk; ephemeral: writes are forgotten at the end",
+	{ "disk", "FILE[,format=FORMAT][,readonly][,ephemeral]", "a disk; ephemeral: writes are forgotten at the end",
 	  set_disk },
 	{ "cdrom", "FILE", "a read-only disk", set_cdrom },
 	{ "net", "user[,forward=HOST:GUEST]...|none", "a network card on NAT, with port forwards (default user)", set_net },

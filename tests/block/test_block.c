@@ -250,7 +250,7 @@ static void test_refused(void **state)
 	struct block *b;
 	int fd = open(f->path, O_WRONLY);
 
-	refuse(f, "vmdk", "not supported");
+	refuse(f, "qed", "not supported");
 	assert_int_equal(write(fd, "QFI\xfb", 4), 4);
 	refuse(f, NULL, "qcow2");
 	assert_int_equal(block_open(&b, f->loop, f->path, "raw", 0, &e), 0);
