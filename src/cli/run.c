@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "block/block.h"
 #include "cli/catalog.h"
+#include "cli/disk_option.h"
 #include "cli/options.h"
 #include "cli/runtime.h"
 #include "cli/verb.h"
@@ -125,43 +126,16 @@ static bool set_gdb(void *opaque, const char *v)
 	return usage_error("run", "--gdb '%s' is neither a port nor unix:PATH", v);
 }
 
-static bool disk_format_good(const char *format)
-{
-	char names[128];
-	block_format_names(names, sizeof names, false, ", ");
-	return block_format_known(format, false) || usage_error("run", "disk format '%s' is not one of %s", format, names);
-}
-
-/* FILE[,format=FORMAT][,readonly][,ephemeral] */
 static bool set_disk(void *opaque, const char *v)
 {
-	static const char *const known[] = { "format=raw", "format=qcow2", "readonly", "ephemeral", NULL };
 	struct run *r = opaque;
+	struct vm_disk d;
 	if (r->ncopies == VM_DISKS_MAX)
 		return usage_error("run", "more than %d disks", VM_DISKS_MAX);
-	char *s = r->copies[r->ncopies++] = strdup(v), *save = NULL;
+	char *s = r->copies[r->ncopies++] = strdup(v);
 	if (!s)
 		return usage_error("run", "out of memory");
-	struct vm_disk d = { .path = strtok_r(s, ",", &save) };
-	if (!d.path || *v == ',')
-		return usage_error("run", "--disk '%s' names no file", v);
-	for (char *word; (word = strtok_r(NULL, ",", &save));) {
-		const char *near;
-		if (!strcmp(word, "readonly")) {
-			d.readonly = true;
-		} else if (!strcmp(word, "ephemeral")) {
-			d.ephemeral = true;
-		} else if (!strncmp(word, "format=", 7)) {
-			d.format = word + 7;
-			if (!disk_format_good(d.format))
-				return false;
-		} else if ((near = nearest(word, known))) {
-			return usage_error("run", "--disk: '%s' is not known, did you mean '%s'?", word, near);
-		} else {
-			return usage_error("run", "--disk: '%s' is not known (format=, readonly, ephemeral)", word);
-		}
-	}
-	return disk_add(r, &d);
+	return disk_option_parse("run", "--disk", s, &d) && disk_add(r, &d);
 }
 
 /* [tcp:|udp:][ADDRESS:]HOST:GUEST; IPv4 addresses. Without one, only this host can connect. */
@@ -261,8 +235,8 @@ static const struct option_row options[] = {
 	{ "append", "STR", "kernel command line (default " APPEND_DEFAULT "); with an image: added to its own",
 	  set_append },
 	{ "firmware", "bios|uefi|FILE", "boot through firmware (not in this version)", set_firmware },
-	{ "disk", "FILE[,format=FORMAT][,readonly][,ephemeral]", "a disk; ephemeral: writes are forgotten at the end",
-	  set_disk },
+	{ "disk", DISK_OPTION_FORM, "a disk, with format=raw|qcow2, readonly, ephemeral (writes are forgotten at the end),\n"
+	  "serial=TEXT, cache=writeback|writethrough, block-size=512|4096, physical-block-size=BYTES", set_disk },
 	{ "cdrom", "FILE", "a read-only disk", set_cdrom },
 	{ "net", "user[,forward=HOST:GUEST]...|none", "a network card on NAT, with port forwards (default user)", set_net },
 	{ "console", "stdio|none|file:PATH", "where the first serial port goes (default stdio)", set_console },

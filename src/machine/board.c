@@ -29,7 +29,6 @@
 #include "devices/timer/hpet.h"
 #include "devices/timer/pit.h"
 #include "devices/timer/rtc.h"
-#include "devices/virtio/blk.h"
 #include "devices/virtio/net.h"
 #include "devices/virtio/rng.h"
 #include "host/loop.h"
@@ -302,6 +301,7 @@ void board_free(struct board *b)
 		return;
 	if (b->pci)
 		pci_bus_free(b->pci);
+	disks_free(b);
 	for (unsigned i = 0; i < BOARD_VCPUS_MAX; i++) {
 		if (b->cpu[i].vcpu)
 			b->config.engine->vcpu_destroy(b->cpu[i].vcpu);
@@ -328,13 +328,6 @@ void board_free(struct board *b)
 	pthread_mutex_destroy(&b->debug.lock);
 	pthread_mutex_destroy(&b->error_lock);
 	free(b);
-}
-
-int board_disk(struct board *b, struct block *disk, const char *serial, struct error *e)
-{
-	struct virtio_blk *d;
-	b->disks++;
-	return virtio_blk_new(&d, b->pci, b->map, b->loop, disk, serial, b->config.vcpus, e);
 }
 
 int board_net_user(struct board *b, const struct net_forward *fwd, int nfwd, struct error *e)

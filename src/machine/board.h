@@ -1,7 +1,7 @@
 /*
  * One board: a q35-compatible PC, wired from its parts, and its vCPUs.
  *
- *   board_new -> board_disk/board_net/... -> board_boot -> board_run -> board_free
+ *   board_new -> board_disk_add/board_net_user/... -> board_boot -> board_run -> board_free
  *
  * Thread: all on the I/O thread (the caller's) but board_stop(). The vCPU threads live inside board_run().
  */
@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "devices/disk.h"
 #include "engine/engine.h"
 #include "machine/boot.h"
 #include "net/port.h"
@@ -47,7 +48,11 @@ int board_new(struct board **out, struct loop *l, const struct board_config *c, 
 /* Stops nothing: the board must not be running. Frees its devices; block nodes stay the caller's. */
 void board_free(struct board *b);
 
-int board_disk(struct board *b, struct block *disk, const char *serial, struct error *e);
+struct board_disk;	/* a disk in its place; the board's, for as long as the board lives */
+int board_disk_add(struct board *b, struct block *disk, const struct disk_traits *t, struct board_disk **out,
+		   struct error *e);
+/* block_size() of its disk has changed: the guest is told.  The loop's thread. */
+void board_disk_resized(struct board_disk *d);
 /* User-mode NAT with port forwards. */
 int board_net_user(struct board *b, const struct net_forward *fwd, int nfwd, struct error *e);
 

@@ -68,7 +68,8 @@ struct board {
 	struct fw_cfg *fw_cfg;
 	struct pci_bus *pci;
 	struct lpc *lpc;
-	unsigned disks, nics;
+	struct board_disk *disks;
+	unsigned nics;
 
 	struct cpu_thread cpu[BOARD_VCPUS_MAX];
 	atomic_bool paused;		/* changed with debug.lock */
@@ -89,6 +90,9 @@ void gate_pass(struct cpu_thread *c);		/* waits while the debugger has the vCPU 
 void debug_met(struct cpu_thread *c);		/* after EXIT_DEBUG */
 bool debug_crashed(struct cpu_thread *c);	/* true: the debugger looks at it first */
 void gate_changed(struct board *b);		/* paused or stopping is another: those who wait look */
+
+/* disks.c */
+void disks_free(struct board *b);		/* after the bus */
 
 extern const struct vcpu_wiring cpu_wiring_template;
 

@@ -99,6 +99,30 @@ static int sinks_open(struct vm *vm, struct error *e)
 	return ret;
 }
 
+void vm_disk_resized(struct vm *vm, unsigned disk)
+{
+	if (vm->board)
+		board_disk_resized(vm->place[disk]);
+}
+
+static int disk_plug(struct vm *vm, unsigned i, struct error *e)
+{
+	const struct vm_disk *d = &vm->config->disk[i];
+	struct block *b = vm->disk[i];
+	char serial[DISK_SERIAL_MAX + 1];
+	/* Overwriting a raw image reaches the bytes themselves; other formats and overlays keep copies. */
+	const struct disk_traits t = {
+		.serial = d->serial ? d->serial : serial, .write_through = d->write_through,
+		.logical_bytes = d->logical_bytes, .physical_bytes = d->physical_bytes,
+		.secure_erase = !d->ephemeral && !block_readonly(b) && !strcmp(block_format(b), "raw"),
+	};
+	snprintf(serial, sizeof serial, "vixen-%u", i);
+	if (block_size(b) % disk_logical(&t))
+		return error_set(e, EINVAL, "leave the block size out, or resize the disk", "plug in a disk",
+				 "the size of '%s' is no multiple of its logical block size", d->path);
+	return board_disk_add(vm->board, b, &t, &vm->place[i], e);
+}
+
 /* A board as after power-on, with everything plugged in. */
 static int board_build(struct vm *vm, struct error *e)
 {
@@ -112,11 +136,8 @@ static int board_build(struct vm *vm, struct error *e)
 	};
 	const struct boot_files files = { c->kernel, c->initrd, c->append ? c->append : "" };
 	int ret = board_new(&vm->board, vm->loop, &bc, e);
-	for (unsigned i = 0; i < c->ndisks && !ret; i++) {
-		char serial[21];
-		snprintf(serial, sizeof serial, "vixen-%u", i);
-		ret = board_disk(vm->board, vm->disk[i], serial, e);
-	}
+	for (unsigned i = 0; i < c->ndisks && !ret; i++)
+		ret = disk_plug(vm, i, e);
 	for (unsigned i = 0; i < c->nnets && !ret; i++)
 		ret = board_net_user(vm->board, c->net[i].forward, (int)c->net[i].nforwards, e);
 	return ret ? ret : board_boot(vm->board, &files, e);

@@ -5,17 +5,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "devices/disk.h"
+
 static const char *const console_names[VM_CONSOLE_KINDS] = { "stdio", "none", "file" };
+
+static json_t *disk_encode(const struct vm_disk *d)
+{
+	return json_pack("{s:s, s:s*, s:b, s:b, s:s*, s:b, s:i, s:i}", "path", d->path, "format", d->format, "readonly",
+			 d->readonly, "ephemeral", d->ephemeral, "serial", d->serial, "write_through", d->write_through,
+			 "logical_bytes", (int)d->logical_bytes, "physical_bytes", (int)d->physical_bytes);
+}
 
 static json_t *encode_disks(const struct vm_config *c)
 {
 	json_t *list = json_array();
-	for (unsigned i = 0; i < c->ndisks; i++) {
-		const struct vm_disk *d = &c->disk[i];
-		json_array_append_new(list, json_pack("{s:s, s:s*, s:b, s:b}", "path", d->path, "format",
-						      d->format, "readonly", d->readonly, "ephemeral",
-						      d->ephemeral));
-	}
+	for (unsigned i = 0; i < c->ndisks; i++)
+		json_array_append_new(list, disk_encode(&c->disk[i]));
 	return list;
 }
 
@@ -57,15 +62,42 @@ static int refuse(struct error *e, const char *why)
 	return error_set(e, EINVAL, "start it through vixen run", "read the VM's configuration", "%s", why);
 }
 
+static bool printable(const char *s)
+{
+	while (*s >= ' ' && *s <= '~')
+		s++;
+	return !*s;
+}
+
+int vm_disk_check(const struct vm_disk *d, struct error *e)
+{
+	const char *what = "plug in a disk";
+	uint32_t logical = d->logical_bytes ? d->logical_bytes : 512, physical = d->physical_bytes;
+	if (d->serial && (!*d->serial || strlen(d->serial) > DISK_SERIAL_MAX || !printable(d->serial)))
+		return error_set(e, EINVAL, "shorten it", what, "serial '%.40s' is not 1 to %u printable ASCII characters",
+				 d->serial, DISK_SERIAL_MAX);
+	if (logical != 512 && logical != 4096)
+		return error_set(e, EINVAL, "leave it out", what, "a logical block size of %u is neither 512 nor 4096",
+				 logical);
+	if (physical && (physical & (physical - 1) || physical < logical || physical > DISK_BLOCK_MAX))
+		return error_set(e, EINVAL, "leave it out", what, "a physical block size of %u is no power of two from "
+				 "the logical one to %u", physical, DISK_BLOCK_MAX);
+	return 0;
+}
+
 static int decode_disk(struct vm_disk *d, json_t *j, struct error *e)
 {
-	int readonly = 0, ephemeral = 0;
-	if (json_unpack(j, "{s:s, s?s, s?b, s?b}", "path", &d->path, "format", &d->format, "readonly", &readonly,
-			"ephemeral", &ephemeral))
+	int readonly = 0, ephemeral = 0, write_through = 0, logical = 0, physical = 0;
+	if (json_unpack(j, "{s:s, s?s, s?b, s?b, s?s, s?b, s?i, s?i}", "path", &d->path, "format", &d->format,
+			"readonly", &readonly, "ephemeral", &ephemeral, "serial", &d->serial, "write_through",
+			&write_through, "logical_bytes", &logical, "physical_bytes", &physical) || logical < 0 || physical < 0)
 		return refuse(e, "a disk has no path, or a field of the wrong type");
 	d->readonly = readonly;
 	d->ephemeral = ephemeral;
-	return 0;
+	d->write_through = write_through;
+	d->logical_bytes = (uint32_t)logical;
+	d->physical_bytes = (uint32_t)physical;
+	return vm_disk_check(d, e);
 }
 
 static int decode_forward(struct net_forward *f, json_t *j, struct error *e)

@@ -25,6 +25,9 @@ enum vm_console { VM_CONSOLE_STDIO, VM_CONSOLE_NONE, VM_CONSOLE_FILE, VM_CONSOLE
 struct vm_disk {
 	const char *path, *format;	/* format NULL: probe */
 	bool readonly, ephemeral;
+	const char *serial;		/* NULL: one by its place */
+	bool write_through;
+	uint32_t logical_bytes, physical_bytes;	/* 0: default */
 };
 struct vm_net {
 	unsigned nforwards;
@@ -56,5 +59,7 @@ char *vm_config_encode(const struct vm_config *c);
 /* Checks all that can be checked without opening files. */
 int vm_config_decode(struct vm_config *c, const char *json, size_t len, struct error *e);
 void vm_config_fini(struct vm_config *c);	/* after vm_config_decode() */
+/* What a disk's own values allow; todo is for the option's user. */
+int vm_disk_check(const struct vm_disk *d, struct error *e);
 
 #endif

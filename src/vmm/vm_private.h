@@ -10,6 +10,7 @@ struct vm {
 	const struct engine_ops *engine;
 	struct loop *loop;
 	struct block *disk[VM_DISKS_MAX];
+	struct board_disk *place[VM_DISKS_MAX];	/* of each, on the board there is */
 	struct console *console;
 	int console_file, signals;
 	struct loop_fd *signal_watch;
@@ -22,6 +23,8 @@ struct vm {
 	unsigned flushes;	/* under way */
 };
 
+/* The size of a disk has changed; before the board is built as well. */
+void vm_disk_resized(struct vm *vm, unsigned disk);
 /* Ends the VM as a signal does: 130, disks flushed. */
 void vm_interrupt(struct vm *vm);
 

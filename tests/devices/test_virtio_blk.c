@@ -29,7 +29,9 @@ struct disk {
 	char path[64];
 };
 
-static int disk_setup_flags(void **state, unsigned flags)
+static const struct disk_traits usual = { .serial = "serial-1", .secure_erase = true };
+
+static int disk_setup_traits(void **state, unsigned flags, const struct disk_traits *t)
 {
 	struct disk *k = calloc(1, sizeof(*k));
 	struct error e = {0};
@@ -42,8 +44,7 @@ static int disk_setup_flags(void **state, unsigned flags)
 	close(fd);
 	bench_init(&k->b);
 	assert_int_equal(block_open(&k->block, k->b.loop, k->path, NULL, flags, &e), 0);
-	assert_int_equal(virtio_blk_new(&k->blk, k->b.bus, k->b.map, k->b.loop, k->block, "serial-1", 2, &e),
-			 0);
+	assert_int_equal(virtio_blk_new(&k->blk, k->b.bus, k->b.map, k->b.loop, k->block, t, 2, &e), 0);
 	bench_run(&k->b);
 	drv_find(&k->d, &k->b, virtio_blk_slot(k->blk));
 	k->header = bench_alloc(&k->b, 4096);
@@ -51,6 +52,17 @@ static int disk_setup_flags(void **state, unsigned flags)
 	k->data = bench_alloc(&k->b, 1 << 20);
 	*state = k;
 	return 0;
+}
+
+static int disk_setup_flags(void **state, unsigned flags)
+{
+	return disk_setup_traits(state, flags, &usual);
+}
+
+static int disk_setup_write_through(void **state)
+{
+	return disk_setup_traits(state, 0, &(struct disk_traits){ .write_through = true, .logical_bytes = 4096,
+								  .physical_bytes = 16384 });
 }
 
 static int disk_setup(void **state)
@@ -350,6 +362,127 @@ static void test_save_load(void **state)
 	stream_fini(&s);
 }
 
+static uint64_t config_get(struct disk *k, unsigned offset, unsigned size)
+{
+	return map_load(k->b.map, k->d.config + offset, size);
+}
+#define CONFIG(k, field) config_get(k, offsetof(struct virtio_blk_config, field), \
+				    sizeof(((struct virtio_blk_config *)0)->field))
+
+static void test_topology(void **state)
+{
+	struct disk *k = *state;
+
+	drv_start(&k->d, ALL);
+	assert_int_equal(CONFIG(k, blk_size), 512);
+	assert_int_equal(CONFIG(k, physical_block_exp), 3);
+	assert_int_equal(CONFIG(k, min_io_size), 8);
+	assert_int_equal(CONFIG(k, num_queues), 2);
+	assert_true(k->d.offered >> VIRTIO_BLK_F_SIZE_MAX & 1);
+	assert_int_equal(CONFIG(k, size_max), 4 << 20);
+	assert_int_equal(CONFIG(k, seg_max), 254);
+	assert_int_equal(CONFIG(k, wce), 1);
+}
+
+/* A disk that begins with write-through does so again after each reset, and says so without FLUSH. */
+static void test_cache_mode(void **state)
+{
+	struct disk *k = *state;
+
+	drv_start(&k->d, ALL);
+	assert_int_equal(CONFIG(k, blk_size), 4096);
+	assert_int_equal(CONFIG(k, physical_block_exp), 2);
+	assert_int_equal(CONFIG(k, wce), 0);
+	map_store(k->b.map, k->d.config + offsetof(struct virtio_blk_config, wce), 1, 1);
+	assert_int_equal(CONFIG(k, wce), 1);
+	drv_start(&k->d, ALL & ~(1ull << VIRTIO_BLK_F_FLUSH));
+	assert_int_equal(CONFIG(k, wce), 0);
+	assert_false(k->d.offered >> VIRTIO_BLK_F_SECURE_ERASE & 1);
+	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_SECURE_ERASE, 0, 16, false, NULL), VIRTIO_BLK_S_UNSUPP);
+}
+
+static void test_no_flush_feature(void **state)
+{
+	struct disk *k = *state;
+
+	drv_start(&k->d, ALL & ~(1ull << VIRTIO_BLK_F_FLUSH));
+	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_OUT, 0, 512, false, NULL), 0);
+	assert_int_equal(CONFIG(k, wce), 0);
+	drv_start(&k->d, ALL);
+	assert_int_equal(CONFIG(k, wce), 1);
+}
+
+static uint8_t range_do(struct disk *k, uint32_t type, uint64_t sector, uint32_t sectors, uint32_t flags)
+{
+	struct virtio_blk_discard_write_zeroes g = { .sector = sector, .num_sectors = sectors, .flags = flags };
+
+	memcpy(ptr(k, k->data), &g, sizeof(g));
+	return disk_do(k, 0, type, 0, sizeof(g), false, NULL);
+}
+
+static void test_secure_erase(void **state)
+{
+	struct disk *k = *state;
+	uint8_t *raw = malloc(DISK_BYTES);
+	int fd;
+
+	drv_start(&k->d, ALL);
+	assert_int_equal(CONFIG(k, max_secure_erase_seg), 16);
+	for (unsigned i = 0; i < DISK_BYTES >> 20; i++) {
+		memset(map_ptr(k->b.map, k->data, 1 << 20, true), 0xcd, 1 << 20);
+		assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_OUT, i << 11, 1 << 20, false, NULL), 0);
+	}
+	assert_int_equal(range_do(k, VIRTIO_BLK_T_SECURE_ERASE, 9, (DISK_BYTES >> 9) - 18, 0), 0);
+	fd = open(k->path, O_RDONLY);
+	assert_int_equal(pread(fd, raw, DISK_BYTES, 0), DISK_BYTES);
+	close(fd);
+	for (unsigned i = 0; i < DISK_BYTES; i++)
+		assert_int_equal(raw[i], i / 512 < 9 || i / 512 >= (DISK_BYTES >> 9) - 9 ? 0xcd : 0);
+	free(raw);
+	memcpy(ptr(k, k->data), &(struct virtio_blk_discard_write_zeroes){ .num_sectors = 1 }, 16);
+	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_SECURE_ERASE, 0, 16, true, NULL), 0);	/* as Linux does */
+	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_IN, 0, 512, true, NULL), 0);
+	assert_int_equal(ptr(k, k->data)[511], 0);
+	assert_int_equal(range_do(k, VIRTIO_BLK_T_SECURE_ERASE, 0, 8, 1), VIRTIO_BLK_S_UNSUPP);
+	assert_int_equal(range_do(k, VIRTIO_BLK_T_SECURE_ERASE, 0, 1u << 30, 0), VIRTIO_BLK_S_UNSUPP);
+	assert_int_equal(range_do(k, VIRTIO_BLK_T_SECURE_ERASE, DISK_BYTES >> 9, 8, 0), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(range_do(k, VIRTIO_BLK_T_DISCARD, 0, 8, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP),
+			 VIRTIO_BLK_S_UNSUPP);
+	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_SECURE_ERASE, 0, 17, false, NULL), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_SECURE_ERASE, 0, 17 * 16, false, NULL), VIRTIO_BLK_S_IOERR);
+}
+
+static void test_readonly_changes(void **state)
+{
+	struct disk *k = *state;
+
+	drv_start(&k->d, ALL);
+	assert_false(k->d.offered >> VIRTIO_BLK_F_SECURE_ERASE & 1);
+	assert_int_equal(range_do(k, VIRTIO_BLK_T_DISCARD, 0, 8, 0), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(range_do(k, VIRTIO_BLK_T_WRITE_ZEROES, 0, 8, 0), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(range_do(k, VIRTIO_BLK_T_SECURE_ERASE, 0, 8, 0), VIRTIO_BLK_S_UNSUPP);
+}
+
+static void test_resize(void **state)
+{
+	struct disk *k = *state;
+	uint64_t generation;
+	struct error e = {0};
+
+	drv_start(&k->d, ALL);
+	assert_int_equal(CONFIG(k, capacity), DISK_BYTES >> 9);
+	generation = map_load(k->b.map, k->d.common + VIRTIO_PCI_COMMON_CFGGENERATION, 1);
+	bench_stop(&k->b);
+	assert_int_equal(block_resize(k->block, DISK_BYTES * 2, 0, &e), 0);
+	virtio_blk_resized(k->blk);
+	bench_run(&k->b);
+	assert_true(wait_for(&k->b.msi[0], 1));
+	assert_int_not_equal(map_load(k->b.map, k->d.common + VIRTIO_PCI_COMMON_CFGGENERATION, 1), generation);
+	assert_int_equal(CONFIG(k, capacity), DISK_BYTES >> 8);
+	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_OUT, (DISK_BYTES >> 8) - 1, 512, false, NULL), 0);
+	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_OUT, DISK_BYTES >> 8, 512, false, NULL), VIRTIO_BLK_S_IOERR);
+}
+
 static void test_pci_access_window(void **state)
 {
 	struct disk *k = *state;
@@ -383,7 +516,10 @@ int main(void)
 		T(test_reset_under_load, disk_setup), T(test_reset_under_load, disk_setup_pool),
 		T(test_reset_under_load, disk_setup_ephemeral), T(test_broken_ring, disk_setup),
 		T(test_write_through, disk_setup), T(test_ephemeral, disk_setup_ephemeral),
-		T(test_save_load, disk_setup), T(test_pci_access_window, disk_setup),
+		T(test_topology, disk_setup), T(test_cache_mode, disk_setup_write_through),
+		T(test_no_flush_feature, disk_setup), T(test_secure_erase, disk_setup),
+		T(test_secure_erase, disk_setup_pool), T(test_readonly_changes, disk_setup_readonly),
+		T(test_resize, disk_setup), T(test_save_load, disk_setup), T(test_pci_access_window, disk_setup),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -99,7 +99,8 @@ static int setup(void **state)
 	w->seed = 88172645463325252ull;
 	bench_init(&w->b);
 	assert_int_equal(block_open(&w->block, w->b.loop, w->path, "raw", 0, NULL), 0);
-	assert_int_equal(virtio_blk_new(&blk, w->b.bus, w->b.map, w->b.loop, w->block, NULL, 4, NULL), 0);
+	assert_int_equal(virtio_blk_new(&blk, w->b.bus, w->b.map, w->b.loop, w->block,
+					&(struct disk_traits){ .secure_erase = true }, 4, NULL), 0);
 	assert_int_equal(virtio_net_new(&net, w->b.bus, w->b.map, w->b.loop, mac, NULL), 0);
 	assert_int_equal(virtio_rng_new(&rng, w->b.bus, w->b.map, w->b.loop, NULL), 0);
 	assert_int_equal(virtio_console_new(&w->console, w->b.bus, w->b.map, w->b.loop, &sink, NULL), 0);
@@ -180,7 +181,7 @@ static void scramble(struct world *w, struct drv *d, unsigned q)
 	for (unsigned i = 0; i < n; i++) {
 		some_desc(w, &desc[rnd(w) % RING_SIZE]);
 		some_desc(w, (struct vring_desc *)(play + rnd(w) % 0x1000 * 4));
-		play[rnd(w) % 0x40000] = (uint32_t)(rnd(w) % 14);	/* request types and the like */
+		play[rnd(w) % 0x40000] = (uint32_t)(rnd(w) % 15);	/* request types and the like */
 	}
 	avail[2 + rnd(w) % RING_SIZE] = (uint16_t)(rnd(w) % (rnd(w) & 7 ? RING_SIZE : 65536));
 	avail[1] = (uint16_t)(avail[1] + (rnd(w) & 31 ? rnd(w) % 4 : rnd(w)));

@@ -21,18 +21,22 @@
 #include "memory/map.h"
 
 #define SECTOR_SHIFT 9
-#define SERIAL_LEN 20u
 #define SEG_MAX 254u
 #define RANGE_MAX_SECTORS (64u << 11)		/* 64 MiB of discard or zeroes in one segment */
 #define RANGES_MAX 16u
+#define ERASE_STEP (4u << 20)			/* bytes overwritten by one write */
+#define ZERO_BYTES (64u << 10)
+#define SIZE_MAX_BYTES (4u << 20)		/* of one segment: a request then is at most about 1 GiB */
 #define BATCH 256u
+
+static const uint8_t zero_bytes[ZERO_BYTES];
 
 struct virtio_blk {
 	struct virtio *v;
 	struct block *block;
 	unsigned queues;
 	unsigned batch;			/* > 0: kick() is running and will signal */
-	uint8_t serial[SERIAL_LEN];
+	uint8_t serial[DISK_SERIAL_MAX];
 };
 
 struct blk_request {
@@ -45,7 +49,9 @@ struct blk_request {
 	uint64_t status_gpa;
 	struct virtio_blk_discard_write_zeroes range[RANGES_MAX];
 	unsigned ranges, range_next;
-	bool zeroes;
+	uint32_t type;
+	uint64_t erase_offset, erase_left;	/* bytes of the range being erased */
+	struct iovec *erase;		/* ERASE_STEP of zeroes; NULL: nothing is erased */
 	unsigned niov;
 	uint64_t *gpa;			/* of iov[], behind it; reads only */
 	struct iovec iov[];
@@ -70,6 +76,7 @@ static void request_end(struct blk_request *r, int ret)
 	virtq_push(virtio_queue(d->v, r->queue), r->head, r->written + 1);
 	if (!d->batch)
 		virtio_signal(d->v, r->queue);
+	free(r->erase);
 	free(r);
 	virtio_put(d->v);
 }
@@ -88,7 +95,43 @@ static void request_done(void *opaque, int ret)
 	request_end(r, ret);
 }
 
-/* --- discard and write zeroes: a list of ranges, one after the other --- */
+/* --- discard, write zeroes, secure erase: a list of ranges, one after the other --- */
+
+static void range_next(void *opaque, int ret);
+
+static void erase_flushed(void *opaque, int ret)
+{
+	struct blk_request *r = opaque;
+	const struct virtio_blk_discard_write_zeroes *g = &r->range[r->range_next - 1];
+
+	if (ret)
+		request_done(r, ret);
+	else
+		block_discard(r->d->block, le64toh(g->sector) << SECTOR_SHIFT,
+			      (uint64_t)le32toh(g->num_sectors) << SECTOR_SHIFT, range_next, r);
+}
+
+/* Zeroes are written out, since giving space back or noting "zero" would leave the old bytes on the host's disk. */
+static void erase_next(void *opaque, int ret)
+{
+	struct blk_request *r = opaque;
+	uint64_t offset = r->erase_offset, n = r->erase_left < ERASE_STEP ? r->erase_left : ERASE_STEP;
+	int niov = 0;
+
+	if (ret) {
+		request_done(r, ret);
+		return;
+	}
+	if (!n) {
+		block_flush(r->d->block, erase_flushed, r);
+		return;
+	}
+	r->erase_offset += n;
+	r->erase_left -= n;
+	for (uint64_t left = n; left; left -= r->erase[niov++].iov_len)
+		r->erase[niov] = (struct iovec){ (void *)zero_bytes, left < ZERO_BYTES ? left : ZERO_BYTES };
+	block_writev(r->d->block, offset, r->erase, niov, erase_next, r);
+}
 
 static void range_next(void *opaque, int ret)
 {
@@ -104,11 +147,16 @@ static void range_next(void *opaque, int ret)
 	g = &r->range[r->range_next++];
 	offset = le64toh(g->sector) << SECTOR_SHIFT;
 	len = (uint64_t)le32toh(g->num_sectors) << SECTOR_SHIFT;
-	if (r->zeroes)
+	if (r->erase) {
+		r->erase_offset = offset;
+		r->erase_left = len;
+		erase_next(r, 0);
+	} else if (r->type == VIRTIO_BLK_T_WRITE_ZEROES) {
 		block_write_zeroes(b, offset, len, le32toh(g->flags) & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 				   range_next, r);
-	else
+	} else {
 		block_discard(b, offset, len, range_next, r);
+	}
 }
 
 static bool range_good(const struct blk_request *r, const struct virtio_blk_discard_write_zeroes *g)
@@ -116,24 +164,43 @@ static bool range_good(const struct blk_request *r, const struct virtio_blk_disc
 	uint32_t flags = le32toh(g->flags);
 
 	return le32toh(g->num_sectors) <= RANGE_MAX_SECTORS && le64toh(g->sector) < 1ull << 54 &&
-	       !(flags & ~(uint32_t)(r->zeroes ? VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP : 0));
+	       !(flags & ~(uint32_t)(r->type == VIRTIO_BLK_T_WRITE_ZEROES ? VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP : 0));
+}
+
+/* Linux chooses a buffer's direction by the type's lowest bit, so it gives the ranges of a secure erase (14) as
+ * device-writable ones.  2.7.5.1 lets a device read those. */
+static uint64_t ranges_get(struct blk_request *r, const struct virtq_chain *c, size_t header)
+{
+	bool in = r->type == VIRTIO_BLK_T_SECURE_ERASE && c->out_len == header;
+	uint64_t len = in ? c->in_len - 1 : c->out_len - header;
+
+	if (!len || len % sizeof(r->range[0]) || len > sizeof(r->range))
+		return 0;
+	if (in)
+		iov_get(c->in, c->nin, 0, r->range, len);
+	else
+		iov_get(c->out, c->nout, header, r->range, len);
+	return len;
 }
 
 static void ranges_start(struct blk_request *r, const struct virtq_chain *c, size_t header)
 {
-	uint64_t len = c->out_len - header;
+	uint64_t len = ranges_get(r, c, header);
 
-	if (!len || len % sizeof(r->range[0]) || len > sizeof(r->range)) {
+	if (!len) {
 		request_end(r, -EINVAL);
 		return;
 	}
-	iov_get(c->out, c->nout, header, r->range, len);
 	r->ranges = (unsigned)(len / sizeof(r->range[0]));
 	for (unsigned i = 0; i < r->ranges; i++) {
 		if (!range_good(r, &r->range[i])) {
 			request_end(r, -EOPNOTSUPP);
 			return;
 		}
+	}
+	if (r->type == VIRTIO_BLK_T_SECURE_ERASE && !(r->erase = calloc(ERASE_STEP / ZERO_BYTES, sizeof(*r->erase)))) {
+		request_end(r, -ENOMEM);
+		return;
 	}
 	range_next(r, 0);
 }
@@ -155,12 +222,11 @@ static void get_id(struct blk_request *r)
 {
 	struct virtio_blk *d = r->d;
 
-	r->written = (uint32_t)iov_put(r->iov, r->niov, 0, d->serial, SERIAL_LEN);
+	r->written = (uint32_t)iov_put(r->iov, r->niov, 0, d->serial, sizeof(d->serial));
 	request_end(r, 0);
 }
 
-static void dispatch(struct blk_request *r, const struct virtq_chain *c, uint32_t type, uint64_t sector,
-		     size_t header)
+static void dispatch(struct blk_request *r, const struct virtq_chain *c, uint64_t sector, size_t header)
 {
 	struct virtio_blk *d = r->d;
 	uint64_t offset = sector << SECTOR_SHIFT;
@@ -169,7 +235,7 @@ static void dispatch(struct blk_request *r, const struct virtq_chain *c, uint32_
 		request_end(r, -EINVAL);
 		return;
 	}
-	switch (type) {
+	switch (r->type) {
 	case VIRTIO_BLK_T_IN:
 		r->written = (uint32_t)(c->in_len - 1);
 		block_readv(d->block, offset, r->iov, (int)r->niov, request_done, r);
@@ -187,8 +253,13 @@ static void dispatch(struct blk_request *r, const struct virtq_chain *c, uint32_
 	case VIRTIO_BLK_T_DISCARD:
 		ranges_start(r, c, header);
 		break;
+	case VIRTIO_BLK_T_SECURE_ERASE:
+		if (virtio_has(d->v, VIRTIO_BLK_F_SECURE_ERASE))
+			ranges_start(r, c, header);
+		else
+			request_end(r, -EOPNOTSUPP);
+		break;
 	case VIRTIO_BLK_T_WRITE_ZEROES:
-		r->zeroes = true;
 		r->flush_after = write_through(d);
 		ranges_start(r, c, header);
 		break;
@@ -267,7 +338,8 @@ static bool request_start(struct virtio_blk *d, unsigned queue, const struct vir
 		virtio_put(d->v);
 		return true;
 	}
-	dispatch(r, c, type, le64toh(h.sector), sizeof(h));
+	r->type = type;
+	dispatch(r, c, le64toh(h.sector), sizeof(h));
 	return true;
 }
 
@@ -299,6 +371,16 @@ static void blk_kick(void *opaque, unsigned queue)
 	virtio_put(d->v);
 }
 
+/* 5.2.5.2: without FLUSH nothing is ever cached, and the field says so. */
+static void blk_start(void *opaque)
+{
+	struct virtio_blk *d = opaque;
+	const uint8_t off = 0;
+
+	if (virtio_has(d->v, VIRTIO_BLK_F_CONFIG_WCE) && !virtio_has(d->v, VIRTIO_BLK_F_FLUSH))
+		virtio_config_set(d->v, offsetof(struct virtio_blk_config, wce), &off, 1, false);
+}
+
 static void blk_free(void *opaque)
 {
 	free(opaque);
@@ -306,12 +388,14 @@ static void blk_free(void *opaque)
 
 static const struct virtio_class blk_class = {
 	.name = "virtio-blk", .id = VIRTIO_ID_BLOCK, .class_code = 0x010000,
-	.kick = blk_kick, .free = blk_free,
+	.start = blk_start, .kick = blk_kick, .free = blk_free,
 };
 
-static uint64_t features(const struct block *b, unsigned queues)
+/* --- what it shows --- */
+
+static uint64_t features(const struct block *b, const struct disk_traits *t, unsigned queues)
 {
-	uint64_t f = 1ull << VIRTIO_BLK_F_SEG_MAX | 1ull << VIRTIO_BLK_F_BLK_SIZE |
+	uint64_t f = 1ull << VIRTIO_BLK_F_SIZE_MAX | 1ull << VIRTIO_BLK_F_SEG_MAX | 1ull << VIRTIO_BLK_F_BLK_SIZE |
 		     1ull << VIRTIO_BLK_F_FLUSH | 1ull << VIRTIO_BLK_F_CONFIG_WCE | 1ull << VIRTIO_BLK_F_TOPOLOGY |
 		     1ull << VIRTIO_BLK_F_GEOMETRY;
 
@@ -322,47 +406,74 @@ static uint64_t features(const struct block *b, unsigned queues)
 	f |= 1ull << VIRTIO_BLK_F_WRITE_ZEROES;
 	if (block_can_discard(b))
 		f |= 1ull << VIRTIO_BLK_F_DISCARD;
+	if (t->secure_erase)
+		f |= 1ull << VIRTIO_BLK_F_SECURE_ERASE;
 	return f;
 }
 
-/* The usual translation of large disks: 16 heads, 63 sectors. */
-static void geometry(struct virtio_blk_config *c, uint64_t sectors)
+/* Capacity, and the usual translation of large disks: 16 heads, 63 sectors. */
+static void capacity(struct virtio_blk_config *c, const struct block *b)
 {
-	uint64_t cylinders = sectors / (16 * 63);
+	uint64_t sectors = block_size(b) >> SECTOR_SHIFT, cylinders = sectors / (16 * 63);
 
+	c->capacity = htole64(sectors);
 	c->geometry.cylinders = htole16((uint16_t)(cylinders > 16383 ? 16383 : cylinders));
 	c->geometry.heads = 16;
 	c->geometry.sectors = 63;
 }
 
-static void config_fill(struct virtio_blk_config *c, const struct block *b, unsigned queues)
+/* Sizes in logical blocks.  Whole clusters of a format are written best, and given back at all. */
+static void topology(struct virtio_blk_config *c, const struct block *b, const struct disk_traits *t)
 {
-	uint64_t sectors = block_size(b) >> SECTOR_SHIFT;
+	uint32_t logical = disk_logical(t), physical = disk_physical(t), cluster = block_cluster(b);
+	uint32_t give_back = cluster > 4096 ? cluster : 4096;
 
+	c->blk_size = htole32(logical);
+	c->physical_block_exp = (uint8_t)__builtin_ctz(physical / logical);
+	c->min_io_size = htole16((uint16_t)(physical / logical));
+	if (cluster > physical)
+		c->opt_io_size = htole32(cluster / logical);
+	c->discard_sector_alignment = htole32(give_back >> SECTOR_SHIFT);
+}
+
+static void config_fill(struct virtio_blk_config *c, const struct block *b, const struct disk_traits *t,
+			unsigned queues)
+{
 	memset(c, 0, sizeof(*c));
-	c->capacity = htole64(sectors);
+	capacity(c, b);
+	topology(c, b, t);
+	c->size_max = htole32(SIZE_MAX_BYTES);
 	c->seg_max = htole32(SEG_MAX);
-	geometry(c, sectors);
-	c->blk_size = htole32(512);
-	c->physical_block_exp = 3;	/* 4 KiB: the host's pages */
-	c->min_io_size = htole16(8);
-	c->wce = 1;
+	c->wce = !t->write_through;
 	c->num_queues = htole16((uint16_t)queues);
 	c->max_discard_sectors = htole32(RANGE_MAX_SECTORS);
 	c->max_discard_seg = htole32(RANGES_MAX);
-	c->discard_sector_alignment = htole32(8);
 	c->max_write_zeroes_sectors = htole32(RANGE_MAX_SECTORS);
 	c->max_write_zeroes_seg = htole32(RANGES_MAX);
 	c->write_zeroes_may_unmap = block_can_discard(b);
+	if (t->secure_erase) {
+		c->max_secure_erase_sectors = htole32(RANGE_MAX_SECTORS);
+		c->max_secure_erase_seg = htole32(RANGES_MAX);
+		c->secure_erase_sector_alignment = c->discard_sector_alignment;
+	}
+}
+
+void virtio_blk_resized(struct virtio_blk *d)
+{
+	struct virtio_blk_config c;
+
+	capacity(&c, d->block);
+	virtio_config_set(d->v, offsetof(struct virtio_blk_config, geometry), &c.geometry, sizeof(c.geometry), false);
+	virtio_config_set(d->v, offsetof(struct virtio_blk_config, capacity), &c.capacity, sizeof(c.capacity), true);
 }
 
 int virtio_blk_new(struct virtio_blk **out, struct pci_bus *bus, struct map *m, struct loop *l,
-		   struct block *b, const char *serial, unsigned queues, struct error *e)
+		   struct block *b, const struct disk_traits *t, unsigned queues, struct error *e)
 {
 	struct virtio_blk *d = calloc(1, sizeof(*d));
 	uint8_t wmask[VIRTIO_CONFIG_MAX] = {0};
 	struct virtio_blk_config config;
-	struct virtio_params p = { .queues = queues, .features = features(b, queues), .config = &config,
+	struct virtio_params p = { .queues = queues, .features = features(b, t, queues), .config = &config,
 				   .config_len = sizeof(config), .config_wmask = wmask };
 	int ret;
 
@@ -372,9 +483,9 @@ int virtio_blk_new(struct virtio_blk **out, struct pci_bus *bus, struct map *m, 
 		return error_errno(e, ENOMEM, NULL, "create virtio-blk");
 	d->block = b;
 	d->queues = queues;
-	if (serial)
-		memcpy(d->serial, serial, strnlen(serial, SERIAL_LEN));
-	config_fill(&config, b, queues);
+	if (t->serial)
+		memcpy(d->serial, t->serial, strnlen(t->serial, sizeof(d->serial)));
+	config_fill(&config, b, t, queues);
 	wmask[offsetof(struct virtio_blk_config, wce)] = 1;
 	ret = virtio_new(&d->v, &blk_class, &p, bus, m, l, d, e);
 	if (ret) {

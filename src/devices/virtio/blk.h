@@ -3,6 +3,7 @@
 #define VIXEN_DEVICES_VIRTIO_BLK_H
 
 #include "base/error.h"
+#include "devices/disk.h"
 
 struct virtio_blk;
 struct pci_bus;
@@ -10,11 +11,13 @@ struct map;
 struct loop;
 struct block;
 
-/* Puts a disk on the bus (the next free slot). serial: up to 20 bytes, may be NULL. queues: 1..16.
+/* Puts a disk on the bus (the next free slot). queues: 1..16.
  * Owner: the bus, which frees it; `b` stays the caller's and is closed after the bus is freed.
  * Thread: before the loop runs.  -ENOMEM, -ENOSPC (no slot left), -EMFILE. */
 int virtio_blk_new(struct virtio_blk **out, struct pci_bus *bus, struct map *m, struct loop *l,
-		   struct block *b, const char *serial, unsigned queues, struct error *e);
+		   struct block *b, const struct disk_traits *t, unsigned queues, struct error *e);
+/* The disk has another size now: the driver is told.  The loop's thread. */
+void virtio_blk_resized(struct virtio_blk *d);
 /* The PCI slot the disk got (for boot order). */
 unsigned virtio_blk_slot(const struct virtio_blk *d);
 

@@ -54,6 +54,7 @@ struct virtio {
 	bool config_seen;	/* the driver has read the configuration since generation changed */
 	unsigned config_len;
 	uint8_t config[VIRTIO_CONFIG_MAX], config_wmask[VIRTIO_CONFIG_MAX];
+	uint8_t config_initial[VIRTIO_CONFIG_MAX];	/* what a reset gives the guest-writable bits */
 	unsigned access_cap;	/* offset of the PCI configuration access capability */
 
 	pthread_mutex_t isr_lock;	/* isr and the INTx level together */

@@ -43,6 +43,8 @@ void transport_reset_registers(struct virtio *v)
 	v->feature_select = v->driver_feature_select = 0;
 	v->queue_select = 0;
 	atomic_store(&v->config_vector, NO_VECTOR);
+	for (unsigned i = 0; i < v->config_len; i++)
+		v->config[i] = (uint8_t)((v->config[i] & ~v->config_wmask[i]) | (v->config_initial[i] & v->config_wmask[i]));
 	for (unsigned i = 0; i < v->nqueues; i++) {
 		struct vq *q = &v->vq[i];
 

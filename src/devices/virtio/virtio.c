@@ -285,8 +285,10 @@ int virtio_new(struct virtio **out, const struct virtio_class *class, const stru
 	v->nqueues = p->queues;
 	v->offered = p->features | RING_FEATURES;
 	v->config_len = p->config_len;
-	if (p->config_len)
+	if (p->config_len) {
 		memcpy(v->config, p->config, p->config_len);
+		memcpy(v->config_initial, p->config, p->config_len);
+	}
 	if (p->config_wmask)
 		memcpy(v->config_wmask, p->config_wmask, p->config_len);
 	pthread_mutex_init(&v->lock, NULL);
