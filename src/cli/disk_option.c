@@ -22,6 +22,16 @@ static bool set_format(struct vm_disk *d, const char *v)
 	return block_format_known(v, false);
 }
 
+static bool set_bus(struct vm_disk *d, const char *v)
+{
+	for (int i = 0; i < DISK_BUSES; i++) {
+		d->bus = (enum disk_bus)i;
+		if (!strcmp(v, vm_bus_names[i]))
+			return true;
+	}
+	return false;
+}
+
 static bool set_serial(struct vm_disk *d, const char *v)
 {
 	d->serial = v;
@@ -50,6 +60,7 @@ static const struct disk_option rows[] = {
 	{ "format", "raw|qcow2|vmdk|vhdx|vdi", set_format },
 	{ "readonly", NULL, set_readonly },
 	{ "ephemeral", NULL, set_ephemeral },
+	{ "bus", "virtio|scsi", set_bus },
 	{ "serial", "TEXT", set_serial },
 	{ "cache", "writeback|writethrough", set_cache },
 	{ "block-size", "512|4096", set_block_size },

@@ -17,7 +17,7 @@
 
 struct run {
 	struct vm_config c;
-	const char *image, *append, *cdrom;
+	const char *image, *append;
 	bool nets_given;
 	struct image catalog;
 	char append_text[4096];
@@ -48,7 +48,6 @@ static bool set_name(void *r, const char *v)
 static bool set_kernel(void *r, const char *v) { ((struct run *)r)->c.kernel = v; return true; }
 static bool set_initrd(void *r, const char *v) { ((struct run *)r)->c.initrd = v; return true; }
 static bool set_append(void *r, const char *v) { ((struct run *)r)->append = v; return true; }
-static bool set_cdrom(void *r, const char *v) { ((struct run *)r)->cdrom = v; return true; }
 static bool set_no_reboot(void *r, const char *v) { (void)v; return ((struct run *)r)->c.no_reboot = true; }
 static bool set_interpret(void *r, const char *v) { (void)v; return ((struct run *)r)->c.interpret_only = true; }
 
@@ -115,6 +114,11 @@ static bool disk_add(struct run *r, const struct vm_disk *d)
 		return usage_error("run", "more than %d disks", VM_DISKS_MAX);
 	r->c.disk[r->c.ndisks++] = *d;
 	return true;
+}
+
+static bool set_cdrom(void *r, const char *v)
+{
+	return disk_add(r, &(struct vm_disk){ .path = v, .format = "raw", .bus = DISK_SCSI, .cdrom = true, .readonly = true });
 }
 
 static bool set_gdb(void *opaque, const char *v)
@@ -236,8 +240,8 @@ static const struct option_row options[] = {
 	  set_append },
 	{ "firmware", "bios|uefi|FILE", "boot through firmware (not in this version)", set_firmware },
 	{ "disk", DISK_OPTION_FORM, "a disk, with format=raw|qcow2, readonly, ephemeral (writes are forgotten at the end),\n"
-	  "serial=TEXT, cache=writeback|writethrough, block-size=512|4096, physical-block-size=BYTES", set_disk },
-	{ "cdrom", "FILE", "a read-only disk", set_cdrom },
+	  "bus=virtio|scsi, serial=TEXT, cache=writeback|writethrough, block-size=512|4096, physical-block-size=BYTES", set_disk },
+	{ "cdrom", "FILE", "a CD-ROM drive with this ISO image in it", set_cdrom },
 	{ "net", "user[,forward=HOST:GUEST]...|none", "a network card on NAT, with port forwards (default user)", set_net },
 	{ "console", "stdio|none|file:PATH", "where the first serial port goes (default stdio)", set_console },
 	{ "no-reboot", NULL, "end, with exit code 0, when the guest resets", set_no_reboot },
@@ -336,8 +340,6 @@ int verb_run(int argc, char **argv)
 	ASSERT(r);
 	r->c = (struct vm_config){ .engine = "auto", .cpu_model = "host", .cpus = 1, .memory_bytes = 1ull << 30 };
 	int ret = options_parse(&run_command, r, argc, argv);
-	if (ret < 0 && r->cdrom && !disk_add(r, &(struct vm_disk){ .path = r->cdrom, .readonly = true }))
-		ret = EXIT_USAGE;
 	if (ret < 0 && !r->image && !r->c.kernel) {
 		usage_error("run", "no IMAGE and no --kernel given, try 'vixen image build debian-12' and "
 				   "'vixen run debian-12'");

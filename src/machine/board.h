@@ -48,8 +48,14 @@ int board_new(struct board **out, struct loop *l, const struct board_config *c, 
 /* Stops nothing: the board must not be running. Frees its devices; block nodes stay the caller's. */
 void board_free(struct board *b);
 
+struct board_disk_config {
+	enum disk_bus bus;
+	bool cdrom;			/* SCSI only */
+	struct disk_traits traits;
+};
+
 struct board_disk;	/* a disk in its place; the board's, for as long as the board lives */
-int board_disk_add(struct board *b, struct block *disk, const struct disk_traits *t, struct board_disk **out,
+int board_disk_add(struct board *b, struct block *disk, const struct board_disk_config *c, struct board_disk **out,
 		   struct error *e);
 /* block_size() of its disk has changed: the guest is told.  The loop's thread. */
 void board_disk_resized(struct board_disk *d);

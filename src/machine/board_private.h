@@ -69,6 +69,7 @@ struct board {
 	struct pci_bus *pci;
 	struct lpc *lpc;
 	struct board_disk *disks;
+	struct virtio_scsi *scsi;	/* NULL: no SCSI disk was there at the start */
 	unsigned nics;
 
 	struct cpu_thread cpu[BOARD_VCPUS_MAX];

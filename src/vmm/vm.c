@@ -111,16 +111,20 @@ static int disk_plug(struct vm *vm, unsigned i, struct error *e)
 	struct block *b = vm->disk[i];
 	char serial[DISK_SERIAL_MAX + 1];
 	/* Overwriting a raw image reaches the bytes themselves; other formats and overlays keep copies. */
-	const struct disk_traits t = {
-		.serial = d->serial ? d->serial : serial, .write_through = d->write_through,
-		.logical_bytes = d->logical_bytes, .physical_bytes = d->physical_bytes,
-		.secure_erase = !d->ephemeral && !block_readonly(b) && !strcmp(block_format(b), "raw"),
+	const struct board_disk_config c = {
+		.bus = d->bus, .cdrom = d->cdrom, .traits = {
+			.serial = d->serial ? d->serial : serial, .write_through = d->write_through,
+			.logical_bytes = d->logical_bytes, .physical_bytes = d->physical_bytes,
+			.secure_erase = !d->ephemeral && !block_readonly(b) && !strcmp(block_format(b), "raw"),
+		},
 	};
 	snprintf(serial, sizeof serial, "vixen-%u", i);
-	if (block_size(b) % disk_logical(&t))
+	if (block_size(b) % disk_logical(&c.traits))
 		return error_set(e, EINVAL, "leave the block size out, or resize the disk", "plug in a disk",
 				 "the size of '%s' is no multiple of its logical block size", d->path);
-	return board_disk_add(vm->board, b, &t, &vm->place[i], e);
+	if (d->cdrom && block_size(b) < 2048)
+		return error_set(e, EINVAL, "give an ISO image", "plug in a CD-ROM", "'%s' is smaller than a sector", d->path);
+	return board_disk_add(vm->board, b, &c, &vm->place[i], e);
 }
 
 /* A board as after power-on, with everything plugged in. */

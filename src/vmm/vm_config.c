@@ -9,9 +9,12 @@
 
 static const char *const console_names[VM_CONSOLE_KINDS] = { "stdio", "none", "file" };
 
+const char *const vm_bus_names[DISK_BUSES + 1] = { [DISK_VIRTIO] = "virtio", [DISK_SCSI] = "scsi" };
+
 static json_t *disk_encode(const struct vm_disk *d)
 {
-	return json_pack("{s:s, s:s*, s:b, s:b, s:s*, s:b, s:i, s:i}", "path", d->path, "format", d->format, "readonly",
+	return json_pack("{s:s, s:b, s:s, s:s*, s:b, s:b, s:s*, s:b, s:i, s:i}", "bus", vm_bus_names[d->bus], "cdrom",
+			 d->cdrom, "path", d->path, "format", d->format, "readonly",
 			 d->readonly, "ephemeral", d->ephemeral, "serial", d->serial, "write_through", d->write_through,
 			 "logical_bytes", (int)d->logical_bytes, "physical_bytes", (int)d->physical_bytes);
 }
@@ -19,8 +22,12 @@ static json_t *disk_encode(const struct vm_disk *d)
 static json_t *encode_disks(const struct vm_config *c)
 {
 	json_t *list = json_array();
-	for (unsigned i = 0; i < c->ndisks; i++)
-		json_array_append_new(list, disk_encode(&c->disk[i]));
+	for (unsigned i = 0; i < c->ndisks; i++) {
+		if (json_array_append_new(list, disk_encode(&c->disk[i]))) {
+			json_decref(list);
+			return NULL;
+		}
+	}
 	return list;
 }
 
@@ -85,19 +92,33 @@ int vm_disk_check(const struct vm_disk *d, struct error *e)
 	return 0;
 }
 
+static int decode_bus(struct vm_disk *d, const char *name, struct error *e)
+{
+	for (int i = 0; i < DISK_BUSES; i++) {
+		if (!strcmp(name, vm_bus_names[i])) {
+			d->bus = (enum disk_bus)i;
+			return d->cdrom && d->bus != DISK_SCSI ? refuse(e, "a CD-ROM drive is not on SCSI") : 0;
+		}
+	}
+	return refuse(e, "a disk is on an unknown bus");
+}
+
 static int decode_disk(struct vm_disk *d, json_t *j, struct error *e)
 {
-	int readonly = 0, ephemeral = 0, write_through = 0, logical = 0, physical = 0;
-	if (json_unpack(j, "{s:s, s?s, s?b, s?b, s?s, s?b, s?i, s?i}", "path", &d->path, "format", &d->format,
+	const char *bus = "virtio";
+	int cdrom = 0, readonly = 0, ephemeral = 0, write_through = 0, logical = 0, physical = 0;
+	if (json_unpack(j, "{s?s, s?b, s:s, s?s, s?b, s?b, s?s, s?b, s?i, s?i}", "bus", &bus, "cdrom", &cdrom, "path", &d->path, "format", &d->format,
 			"readonly", &readonly, "ephemeral", &ephemeral, "serial", &d->serial, "write_through",
 			&write_through, "logical_bytes", &logical, "physical_bytes", &physical) || logical < 0 || physical < 0)
 		return refuse(e, "a disk has no path, or a field of the wrong type");
+	d->cdrom = cdrom;
 	d->readonly = readonly;
 	d->ephemeral = ephemeral;
 	d->write_through = write_through;
 	d->logical_bytes = (uint32_t)logical;
 	d->physical_bytes = (uint32_t)physical;
-	return vm_disk_check(d, e);
+	int ret = decode_bus(d, bus, e);
+	return ret ? ret : vm_disk_check(d, e);
 }
 
 static int decode_forward(struct net_forward *f, json_t *j, struct error *e)

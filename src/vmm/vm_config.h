@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "devices/disk.h"
 #include "net/port.h"
 
 #define VM_DISKS_MAX 16
@@ -25,6 +26,8 @@ enum vm_console { VM_CONSOLE_STDIO, VM_CONSOLE_NONE, VM_CONSOLE_FILE, VM_CONSOLE
 struct vm_disk {
 	const char *path, *format;	/* format NULL: probe */
 	bool readonly, ephemeral;
+	enum disk_bus bus;
+	bool cdrom;			/* a drive, on SCSI */
 	const char *serial;		/* NULL: one by its place */
 	bool write_through;
 	uint32_t logical_bytes, physical_bytes;	/* 0: default */
@@ -59,6 +62,7 @@ char *vm_config_encode(const struct vm_config *c);
 /* Checks all that can be checked without opening files. */
 int vm_config_decode(struct vm_config *c, const char *json, size_t len, struct error *e);
 void vm_config_fini(struct vm_config *c);	/* after vm_config_decode() */
+extern const char *const vm_bus_names[DISK_BUSES + 1];	/* "virtio", ...; NULL at the end */
 /* What a disk's own values allow; todo is for the option's user. */
 int vm_disk_check(const struct vm_disk *d, struct error *e);
 

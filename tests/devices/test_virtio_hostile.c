@@ -18,10 +18,11 @@
 #include "devices/virtio/console.h"
 #include "devices/virtio/net.h"
 #include "devices/virtio/rng.h"
+#include "devices/virtio/scsi.h"
 #include "driver.h"
 
 #define DISK_BYTES (1u << 20)
-#define DEVICES 4u
+#define DEVICES 5u
 #define FRAME_BYTES 65550u
 
 struct world {
@@ -88,6 +89,7 @@ static int setup(void **state)
 	static const uint8_t mac[6] = { 2, 0, 0, 0, 0, 1 };
 	struct console_sink sink = { print, NULL, w };
 	struct virtio_blk *blk;
+	struct virtio_scsi *scsi;
 	struct virtio_net *net;
 	struct virtio_rng *rng;
 	int fd;
@@ -104,6 +106,9 @@ static int setup(void **state)
 	assert_int_equal(virtio_net_new(&net, w->b.bus, w->b.map, w->b.loop, mac, NULL), 0);
 	assert_int_equal(virtio_rng_new(&rng, w->b.bus, w->b.map, w->b.loop, NULL), 0);
 	assert_int_equal(virtio_console_new(&w->console, w->b.bus, w->b.map, w->b.loop, &sink, NULL), 0);
+	assert_int_equal(virtio_scsi_new(&scsi, w->b.bus, w->b.map, w->b.loop, 2, NULL), 0);
+	for (unsigned i = 0; i < 3; i++)	/* targets 0 to 2, which small numbers name */
+		assert_int_equal(virtio_scsi_attach(scsi, w->block, i == 2, &(struct disk_traits){ 0 }, NULL), i);
 	w->sink = virtio_net_sink(net);
 	virtio_net_attach(net, &(struct net_backend){ &be_ops, w });
 	w->tick = loop_timer_new(w->b.loop, tick, w);
@@ -182,6 +187,7 @@ static void scramble(struct world *w, struct drv *d, unsigned q)
 		some_desc(w, &desc[rnd(w) % RING_SIZE]);
 		some_desc(w, (struct vring_desc *)(play + rnd(w) % 0x1000 * 4));
 		play[rnd(w) % 0x40000] = (uint32_t)(rnd(w) % 15);	/* request types and the like */
+		play[rnd(w) % 0x40000] = 0x00400001u | (uint32_t)(rnd(w) % 3) << 8;	/* the address of a SCSI target */
 	}
 	avail[2 + rnd(w) % RING_SIZE] = (uint16_t)(rnd(w) % (rnd(w) & 7 ? RING_SIZE : 65536));
 	avail[1] = (uint16_t)(avail[1] + (rnd(w) & 31 ? rnd(w) % 4 : rnd(w)));

@@ -268,22 +268,6 @@ static void dispatch(struct blk_request *r, const struct virtq_chain *c, uint64_
 	}
 }
 
-/* Drops n bytes from the front of a vector. */
-static unsigned iov_skip(struct iovec *iov, unsigned n, size_t bytes)
-{
-	unsigned i = 0;
-
-	while (i < n && bytes >= iov[i].iov_len)
-		bytes -= iov[i++].iov_len;
-	memmove(iov, iov + i, sizeof(*iov) * (n - i));
-	n -= i;
-	if (n) {
-		iov[0].iov_base = (uint8_t *)iov[0].iov_base + bytes;
-		iov[0].iov_len -= bytes;
-	}
-	return n;
-}
-
 /* Takes the last byte of the in[] buffers off for the status. */
 static void take_status(struct blk_request *r, const struct virtq_chain *c)
 {
@@ -313,7 +297,7 @@ static struct blk_request *request_new(struct virtio_blk *d, unsigned queue, con
 		r->niov = --r->iov[n - 1].iov_len ? n : n - 1;
 	} else {
 		memcpy(r->iov, c->out, n * sizeof(struct iovec));
-		r->niov = iov_skip(r->iov, n, header);
+		r->niov = iov_drop(r->iov, n, header);
 	}
 	return r;
 }

@@ -259,39 +259,3 @@ void virtq_wrote(struct map *m, const struct iovec *in, const uint64_t *in_gpa, 
 		len -= n;
 	}
 }
-
-/* --- vectors --- */
-
-static size_t iov_copy(const struct iovec *iov, unsigned n, size_t offset, uint8_t *buf, size_t len, bool put)
-{
-	size_t done = 0;
-
-	for (unsigned i = 0; i < n && done < len; i++) {
-		size_t part = iov[i].iov_len;
-
-		if (offset >= part) {
-			offset -= part;
-			continue;
-		}
-		part -= offset;
-		if (part > len - done)
-			part = len - done;
-		if (put)
-			memcpy((uint8_t *)iov[i].iov_base + offset, buf + done, part);
-		else
-			memcpy(buf + done, (const uint8_t *)iov[i].iov_base + offset, part);
-		done += part;
-		offset = 0;
-	}
-	return done;
-}
-
-size_t iov_get(const struct iovec *iov, unsigned n, size_t offset, void *buf, size_t len)
-{
-	return iov_copy(iov, n, offset, buf, len, false);
-}
-
-size_t iov_put(const struct iovec *iov, unsigned n, size_t offset, const void *buf, size_t len)
-{
-	return iov_copy(iov, n, offset, (uint8_t *)buf, len, true);
-}

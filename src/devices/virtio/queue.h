@@ -10,7 +10,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/uio.h>
+
+#include "devices/iov.h"
 
 struct map;
 
@@ -68,9 +69,5 @@ bool virtq_listen(struct virtq *q);
 
 /* Tells the map that the first `len` bytes of these in[] buffers were written. */
 void virtq_wrote(struct map *m, const struct iovec *in, const uint64_t *in_gpa, unsigned nin, uint64_t len);
-
-/* Bytes to and from vectors, starting at a byte offset; return how many were copied. */
-size_t iov_get(const struct iovec *iov, unsigned n, size_t offset, void *buf, size_t len);
-size_t iov_put(const struct iovec *iov, unsigned n, size_t offset, const void *buf, size_t len);
 
 #endif
