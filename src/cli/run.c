@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "block/block.h"
 #include "cli/catalog.h"
 #include "cli/disk_option.h"
 #include "cli/options.h"
