@@ -627,7 +627,7 @@ static void test_news_before_link(void **state)
 	static const uint8_t deep[] = { 0xe8, 0xfb, 0x0f, 0, 0, 0xeb, 0, 0xe8, 0xfb, 0xff, 0xff, 0xff };	/* l: call l */
 	uint8_t ret = 0xc3;
 
-	for (unsigned i = 0; i < 16; i++) {	/* four blocks in two parts each, two programs */
+	for (unsigned i = 0; i < 12; i++) {	/* three blocks in two parts each, two programs */
 		struct meddler k = { .left = 1 + i / 2 };
 		struct machine m;
 		struct x86_state s;

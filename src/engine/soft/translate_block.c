@@ -48,6 +48,9 @@ static bool insn_is_last(const struct insn *in)
 	}
 }
 
+/* May the block go on behind it? */
+static bool insn_falls_through(const struct insn *in) { return in->op == X86_JCC || in->op == X86_CALL; }
+
 /* Where the scan of instructions from `start` ends. */
 static unsigned block_extent(struct block_build *b)
 {
@@ -56,9 +59,7 @@ static unsigned block_extent(struct block_build *b)
 
 	for (unsigned i = 0; i < most && (in = decode_at(b, at)); i++) {
 		at += in->len;
-		if (in->op == X86_JCC && most > i + LOOK_AHEAD)
-			most = i + LOOK_AHEAD;
-		else if (insn_is_last(in))
+		if (insn_is_last(in) && !insn_falls_through(in))
 			break;
 	}
 	return at;
@@ -86,18 +87,20 @@ static uint32_t flags_wanted(struct block_build *b, int64_t offset)
 	return wanted | unknown;
 }
 
-static uint32_t flags_after_block(struct block_build *b)
+/* Which flags may be read behind bi. next_live: those before the next instruction, if it is not the last. */
+static uint32_t flags_behind(struct block_build *b, const struct block_insn *bi, uint32_t next_live, bool last)
 {
-	const struct block_insn *last = &b->insns[b->count - 1];
-	const struct insn *in = &last->in;
-	int64_t next = last->offset + in->len;
+	const struct insn *in = &bi->in;
+	int64_t next = bi->offset + in->len;
 
 	switch (in->op) {
 	case X86_JCC:
-		return flags_wanted(b, next + (int64_t)in->imm) | flags_wanted(b, next);
+		return flags_wanted(b, next + (int64_t)in->imm) | (last ? flags_wanted(b, next) : next_live);
 	case X86_JMP: case X86_CALL:
 		return in->ops[0].kind == OPK_REL ? flags_wanted(b, next + (int64_t)in->imm) : FLAGS_ARITH;
 	default:
+		if (!last)
+			return next_live;
 		return insn_is_last(in) ? FLAGS_ARITH : flags_wanted(b, next);
 	}
 }
@@ -117,10 +120,11 @@ static uint32_t flags_read(const struct insn *in)
 
 static void liveness(struct block_build *b)
 {
-	uint32_t live = flags_after_block(b);
+	uint32_t live = 0;
 
 	for (unsigned i = b->count; i-- > 0; ) {
 		struct block_insn *bi = &b->insns[i];
+		live = flags_behind(b, bi, live, i + 1 == b->count);
 		bi->live_out = live;
 		live &= ~insn_flags_lost(&bi->in);
 		live |= flags_read(&bi->in);
@@ -129,26 +133,51 @@ static void liveness(struct block_build *b)
 	}
 }
 
+/* Its instruction at an offset; 0: none, or the first. */
+static unsigned insn_at(const struct block_build *b, int64_t offset)
+{
+	for (unsigned i = b->count; i-- > 1; )
+		if (b->insns[i].offset == offset)
+			return i;
+	return 0;
+}
+
+/* Ends the block before what one of its own branches jumps to, so that it will be one block, not two. */
+static void block_cut(struct block_build *b)
+{
+	for (unsigned i = 0; i < b->count; i++) {
+		const struct insn *in = &b->insns[i].in;
+		unsigned target;
+		if (in->op != X86_JCC && (in->op != X86_JMP || in->ops[0].kind != OPK_REL))
+			continue;
+		target = insn_at(b, b->insns[i].offset + in->len + (int64_t)in->imm);
+		if (target && target < b->count) {
+			b->count = target;
+			b->undecoded = false;
+		}
+	}
+}
+
 static void block_decode(struct block_build *b)
 {
 	unsigned at = b->start;
 
 	b->count = 0;
+	b->undecoded = false;
 	while (b->count < BLOCK_INSNS) {
 		struct block_insn *bi = &b->insns[b->count];
 		const struct insn *in = decode_at(b, at);
-		if (!in || at + in->len > b->end)
-			break;
-		b->cut = b->count && debugger_marks(interp_of(b->v), at);
-		if (b->cut)
+		b->undecoded = !in || at + in->len > b->end;
+		if (b->undecoded || (b->count && debugger_marks(interp_of(b->v), at)))
 			break;
 		bi->in = *in;
 		bi->offset = (uint16_t)at;
 		at += bi->in.len;
 		b->count++;
-		if (insn_is_last(&bi->in))
+		if (insn_is_last(&bi->in) && !insn_falls_through(&bi->in))
 			break;
 	}
+	block_cut(b);
 }
 
 /* A group's check failed. In the right page, it crosses into the next one; else it may be filled. For the rest, a jump
@@ -249,11 +278,9 @@ static void block_emit(struct block_build *b)
 		if (r == INSN_STEP)
 			emit_step(b, b->insns[i].offset);
 	}
-	if (r == INSN_NEXT && next < GUEST_PAGE_SIZE && b->count < BLOCK_INSNS && !b->cut) {
+	if (r == INSN_NEXT && next < GUEST_PAGE_SIZE && b->undecoded) {
 		emit_undecoded(b, next);
-		return;
-	}
-	if (r == INSN_NEXT) {
+	} else if (r == INSN_NEXT) {
 		flags_end(b, &b->insns[b->count - 1]);
 		jump_to_offset(b, next, false);
 	}
@@ -289,9 +316,29 @@ void build_begin(struct vcpu *v, unsigned start, unsigned mode)
 	b->stub_count = 0;
 	b->flags_at = FLAGS_HOST;
 	b->fpu_checked = false;
-	b->cut = false;
 	b->start = start;
 	b->stamp++;
+}
+
+/* Would the block, which does not set flags first, have to park them before it has any use for them? */
+static bool starts_parked(const struct block_build *b)
+{
+	for (unsigned i = 0; i < b->count; i++) {
+		const struct block_insn *bi = &b->insns[i];
+		const struct insn *in = &bi->in;
+		if (insn_flags_needed(bi))
+			return false;
+		if (in->row->trans == TRANS_STACK || in->row->trans == TRANS_CALL || in->row->trans == TRANS_RET)
+			return true;
+		if (in->row->trans != TRANS_COPY && in->op != X86_JMP)
+			return false;
+		if (in->op == X86_JMP && in->ops[0].kind != OPK_REL)
+			return true;
+		for (unsigned k = 0; k < in->nops && in->op != X86_LEA && in->op != X86_NOP; k++)
+			if (in->ops[k].kind == OPK_MEM)
+				return true;
+	}
+	return false;
 }
 
 /* Host code for the instructions in b, as block k. */
@@ -303,8 +350,10 @@ static void build_end(struct block_build *b, struct tblock *k, enum block_head h
 	b->index = (uint32_t)(k - t->blocks);
 	b->e.p = t->mem.rw + t->used;
 	k->flags_live = !b->count || (b->insns[0].live_in & FLAGS_ARITH);
+	k->start_parked = k->flags_live && starts_parked(b);
 	head_emit(b, k, head);
-	k->near_entry = (uint32_t)(b->e.p - t->mem.rw);
+	head_start(k, (uint32_t)(b->e.p - t->mem.rw));
+	b->flags_at = k->start_parked ? FLAGS_PARKED : FLAGS_HOST;
 	block_emit(b);
 	stubs_emit(b);
 	t->used = (uint32_t)(b->e.p - t->mem.rw + 15) & ~15u;
@@ -363,7 +412,7 @@ static struct tblock *block_translate(struct vcpu *v, const struct page_info *pi
 	return k;
 }
 
-struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode, enum block_head head)
+struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode, enum block_head head, bool parked)
 {
 	struct page_info pi = map_page(v->en->map, gpa & GUEST_PAGE_MASK);
 	unsigned offset = gpa & ~GUEST_PAGE_MASK;
@@ -373,13 +422,18 @@ struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode, enum block_
 		return NULL;
 	k = cache_find(v, pi.ram_page, offset, mode);
 	if (k && k->version == code_version(v->en, pi.ram_page)) {
-		if (head_need(v, k, head))
+		if (head_need(v, k, head, parked))
 			return k;
 		cache_flush(v);
 	} else if (k) {
 		cache_drop_page(v, pi.ram_page);
 	}
-	return block_translate(v, &pi, gpa, mode, head);
+	k = block_translate(v, &pi, gpa, mode, head);
+	if (!head_need(v, k, head, parked)) {
+		cache_flush(v);
+		return block_at(v, gpa, mode, head, parked);
+	}
+	return k;
 }
 
 /* --- instructions that cross into the next page --- */

@@ -99,12 +99,17 @@ void flags_end(struct block_build *b, const struct block_insn *bi)
 		b->flags_at = 0;
 }
 
-void flags_before(struct block_build *b, const struct block_insn *bi, unsigned temp)
+bool insn_flags_needed(const struct block_insn *bi)
 {
 	uint32_t lost = insn_flags_lost(&bi->in);
 	bool writes = (bi->in.row->flags_written | bi->in.row->flags_undefined) & FLAGS_ARITH;
 
-	if (insn_flags_read(&bi->in) || (writes && (bi->live_out & FLAGS_ARITH & ~lost)))
+	return insn_flags_read(&bi->in) || (writes && (bi->live_out & FLAGS_ARITH & ~lost));
+}
+
+void flags_before(struct block_build *b, const struct block_insn *bi, unsigned temp)
+{
+	if (insn_flags_needed(bi))
 		flags_to_host(b, temp);
 }
 

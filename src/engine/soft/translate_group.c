@@ -219,11 +219,14 @@ static void accesses(struct plan *p, unsigned i)
 /* The last place before the first access where flags are dead and the value is in the register. */
 static bool head_find(const struct block_build *b, struct group *g)
 {
-	for (unsigned i = g->first + 1u; i-- > 0 && b->values[i][g->base].id == g->id; )
+	for (unsigned i = g->first + 1u; i-- > 0 && b->values[i][g->base].id == g->id; ) {
+		if (i < g->first && b->insns[i].in.op == X86_JCC)	/* it may be there to keep us from the access */
+			break;
 		if (!(b->insns[i].live_in & FLAGS_ARITH)) {
 			g->head = (uint8_t)i;
 			return true;
 		}
+	}
 	g->head = g->first;
 	return false;
 }

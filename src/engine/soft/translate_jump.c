@@ -100,16 +100,14 @@ static void emit_far(struct block_build *b, int64_t target, uint32_t info)
 
 static void branch_to(struct block_build *b, int64_t target, bool poll, uint32_t info)
 {
-	if (in_page(target))
-		flags_to_host(b, H_T1);
 	emit_far(b, target, info);
 	link_later(b, emit_jmp(&b->e), target, poll ? EXIT_POLL : 0);
 }
 
 void jump_to_offset(struct block_build *b, int64_t target, bool poll) { branch_to(b, target, poll, 0); }
 
-/* Condition holds: to target; else to next. */
-static void jcc_translate(struct block_build *b, struct block_insn *bi, int64_t target, int64_t next)
+/* Condition holds: to target; else on. */
+static void jcc_translate(struct block_build *b, struct block_insn *bi, int64_t target)
 {
 	struct emitter *e = &b->e;
 	unsigned cc = bi->in.opcode & 15;
@@ -121,7 +119,6 @@ static void jcc_translate(struct block_build *b, struct block_insn *bi, int64_t 
 		branch_to(b, target, true, BRANCH_INFO(bi->offset, 0));
 		patch32(over, e->p);
 	}
-	jump_to_offset(b, next, false);
 }
 
 static void call_push(struct block_build *b, struct block_insn *bi, unsigned next)
@@ -200,8 +197,15 @@ static enum insn_result call_translate(struct block_build *b, struct block_insn 
 		miss = call_indirect(b, bi, next);
 	if (miss)
 		miss->retry = b->e.p;
-	call_site(b, next);
-	return INSN_ENDS;
+	if (bi + 1 == b->insns + b->count) {
+		call_site(b, next);
+		return INSN_ENDS;
+	}
+	verify_emit(b, &b->t->blocks[b->index], (unsigned)next);
+	emit_store(&b->e, H_T0, hm_gs(OFF_HOT(page)));
+	b->flags_at = bi[1].live_in & FLAGS_ARITH ? FLAGS_PARKED : 0;
+	b->fpu_checked = false;		/* who knows what went on there */
+	return INSN_NEXT;
 }
 
 static enum insn_result ret_translate(struct block_build *b, struct block_insn *bi)
@@ -261,8 +265,8 @@ enum insn_result jump_translate(struct block_build *b, struct block_insn *bi)
 	flags_end(b, bi);
 	switch (in->op) {
 	case X86_JCC:
-		jcc_translate(b, bi, target, next);
-		return INSN_ENDS;
+		jcc_translate(b, bi, target);
+		return INSN_NEXT;
 	case X86_JMP:
 		if (in->ops[0].kind == OPK_REL)
 			branch_to(b, target, target <= bi->offset, BRANCH_INFO(bi->offset, 0));

@@ -35,6 +35,15 @@ static struct host_mem cell_of(const struct tblock *k) { return hm_gs(OFF_HOT(pa
 
 static uint32_t here(const struct block_build *b) { return (uint32_t)(b->e.p - b->t->mem.rw); }
 
+void verify_emit(struct block_build *b, const struct tblock *k, unsigned offset)
+{
+	struct emitter *e = &b->e;
+
+	emit_lea(e, H_T0, hm_base(H_T0, -(int32_t)offset));
+	emit_op_mem(e, true, 0x3b, H_T0, cell_of(k));
+	block_stub(b, STUB_VERIFY, emit_jcc(e, CC_NE), offset);
+}
+
 /* Leaves behind the store of the page, with the flags parked if they are live. */
 static void head_far(struct block_build *b, struct tblock *k)
 {
@@ -48,9 +57,7 @@ static void head_far(struct block_build *b, struct tblock *k)
 	if (k->flags_live)
 		emit_flags_save(e);
 	k->verify_parked_entry = here(b);
-	emit_lea(e, H_T0, hm_base(H_T0, -(int32_t)k->offset));
-	emit_op_mem(e, true, 0x3b, H_T0, cell_of(k));
-	block_stub(b, STUB_VERIFY, emit_jcc(e, CC_NE), k->offset);
+	verify_emit(b, k, k->offset);
 	patch8(store, e->p);
 	emit_store(e, H_T0, hm_gs(OFF_HOT(page)));
 }
@@ -79,7 +86,7 @@ static void head_call(struct block_build *b, struct tblock *k, bool saved)
 		patch8(over, e->p);
 	k->call_parked_entry = here(b);
 	emit_limit(b, k);
-	if (k->flags_live)
+	if (k->flags_live && !k->start_parked)
 		emit_flags_unpark(e, H_T1);
 	else
 		k->poll_entry = k->call_entry;
@@ -101,11 +108,30 @@ static void head_poll(struct block_build *b, struct tblock *k)
 	emit_op_reg(e, true, 0x89, H_T1, H_RCX);
 }
 
+/* For a jump that leaves flags where the block does not take them. */
+static void head_convert(struct block_build *b, struct tblock *k)
+{
+	if (k->start_parked) {
+		k->near_entry = here(b);
+		emit_flags_park(&b->e, H_T1);
+	} else {
+		k->near_parked_entry = here(b);
+		emit_flags_unpark(&b->e, H_T1);
+	}
+}
+
+void head_start(struct tblock *k, uint32_t start)
+{
+	k->start = start;
+	k->near_entry = k->flags_live && k->start_parked ? 0 : start;
+	k->near_parked_entry = k->flags_live && !k->start_parked ? 0 : start;
+}
+
 void head_emit(struct block_build *b, struct tblock *k, enum block_head head)
 {
 	if (head == HEAD_NONE)
 		return;
-	if (head == HEAD_POLL && k->flags_live) {
+	if (head == HEAD_POLL && k->flags_live && !k->start_parked) {
 		head_poll(b, k);
 		return;
 	}
@@ -114,30 +140,33 @@ void head_emit(struct block_build *b, struct tblock *k, enum block_head head)
 	head_call(b, k, head == HEAD_FULL);
 }
 
-static uint32_t head_entry(const struct tblock *k, enum block_head head)
+static uint32_t head_entry(const struct tblock *k, enum block_head head, bool parked)
 {
 	switch (head) {
-	case HEAD_POLL: return k->poll_entry;
-	case HEAD_CALL: return k->call_entry;
-	case HEAD_FULL: return k->verify_entry;
-	default: return k->near_entry;
+	case HEAD_POLL: return parked ? k->call_parked_entry : k->poll_entry;
+	case HEAD_CALL: return parked ? k->call_parked_entry : k->call_entry;
+	case HEAD_FULL: return parked ? k->verify_parked_entry : k->verify_entry;
+	default: return parked ? k->near_parked_entry : k->near_entry;
 	}
 }
 
-bool head_need(struct vcpu *v, struct tblock *k, enum block_head head)
+bool head_need(struct vcpu *v, struct tblock *k, enum block_head head, bool parked)
 {
 	struct trans_vcpu *t = trans_of(v);
 	struct block_build *b = t->build;
 
-	if (head_entry(k, head))
+	if (head_entry(k, head, parked))
 		return true;
 	if (!cache_room(v))
 		return false;
 	build_begin(v, k->offset, k->mode & ~TMODE_CROSSING);
 	b->index = (uint32_t)(k - t->blocks);
 	b->e.p = t->mem.rw + t->used;
-	head_emit(b, k, head);
-	emit_jmp_to(&b->e, t->mem.rw + k->near_entry);
+	if (head == HEAD_NONE)
+		head_convert(b, k);
+	else
+		head_emit(b, k, head == HEAD_POLL && parked ? HEAD_CALL : head);
+	emit_jmp_to(&b->e, t->mem.rw + k->start);
 	stubs_emit(b);
 	t->used = (here(b) + 15) & ~15u;
 	return true;
@@ -169,7 +198,7 @@ static struct tblock *resolve(struct vcpu *v, unsigned mode)
 	gpa = mem_fetch_gpa(v, rip);
 	global = mem_fetch_global(v, rip);
 	if (!block_crosses(v, gpa))
-		k = block_at(v, gpa, mode, HEAD_FULL);
+		k = block_at(v, gpa, mode, HEAD_FULL, true);
 	else if (!va_canonical(v, (rip | ~GUEST_PAGE_MASK) + 1) || (v->insn_mode == INSN_32 && rip >= 0xfffff000))
 		return NULL;
 	else
@@ -214,14 +243,14 @@ const uint8_t *link_chain(struct vcpu *v, const struct exit_data *d, int32_t rel
 	uint8_t *at = to_rw(t, d) + rel;
 	uint32_t ram_page = t->blocks[d->block].ram_page, epoch = interp_of(v)->fetch_epoch;
 	enum block_head head = d->flags & EXIT_CALL ? HEAD_CALL : d->flags & EXIT_POLL ? HEAD_POLL : HEAD_NONE;
-	struct tblock *k = block_at(v, t->blocks[d->block].gpa_page | d->offset, mode, head);
-	bool parked = head == HEAD_CALL && (d->flags & EXIT_PARKED);
+	bool parked = (d->flags & EXIT_PARKED) && !(d->flags & EXIT_GROUP);
+	struct tblock *k = block_at(v, t->blocks[d->block].gpa_page | d->offset, mode, head, parked);
 
 	if (!k || k->ram_page != ram_page || epoch != interp_of(v)->fetch_epoch)
 		return NULL;
 	if (patchable(t, d, generation))
-		patch32(at, t->mem.rw + (parked ? k->call_parked_entry : head_entry(k, head)));
-	return cache_rx(t, k->near_entry);
+		patch32(at, t->mem.rw + head_entry(k, head, parked));
+	return cache_rx(t, k->start);
 }
 
 /* Crossing blocks have no cell. */
@@ -229,7 +258,7 @@ static const uint8_t *far_target(struct trans_vcpu *t, const struct tblock *k, b
 {
 	if (k->mode & TMODE_CROSSING)
 		return parked ? t->lookup[mode] : t->lookup_host[mode];
-	return t->mem.rw + (parked ? k->verify_parked_entry : k->verify_entry);
+	return t->mem.rw + head_entry(k, HEAD_FULL, parked);
 }
 
 const uint8_t *link_far(struct vcpu *v, const struct exit_data *d, unsigned mode)
@@ -260,7 +289,7 @@ void link_site(struct vcpu *v, const struct exit_data *d, unsigned mode)
 
 	if (!t->blocks[d->block].live)
 		return;
-	k = block_at(v, t->blocks[d->block].gpa_page | d->offset, mode, HEAD_FULL);
+	k = block_at(v, t->blocks[d->block].gpa_page | d->offset, mode, HEAD_FULL, true);
 	if (patchable(t, d, generation))
 		patch32(at, k ? t->mem.rw + k->verify_parked_entry : t->lookup[mode]);
 }

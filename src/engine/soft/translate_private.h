@@ -103,9 +103,12 @@ struct tblock {
 	uint8_t mode;
 	bool live;
 	bool flags_live;		/* on entry */
+	bool start_parked;		/* and parked then, not in RFLAGS */
 	uint16_t cell;			/* index in hot.page_at; CELL_NONE: never matches */
 	/* Offsets in the cache, 0: not made. translate_link.c says what they are. */
-	uint32_t near_entry, poll_entry, call_entry, call_parked_entry, far_entry, verify_entry, verify_parked_entry;
+	uint32_t start;
+	uint32_t near_entry, near_parked_entry, poll_entry, call_entry, call_parked_entry, far_entry, verify_entry,
+		 verify_parked_entry;
 };
 #define CELL_NONE 0u
 /* A RAM page in one mode; while it has blocks. */
@@ -248,14 +251,14 @@ struct block_build {
 	uint8_t addend_group;		/* 1 + the group whose addend T1 holds; 0: none */
 	uint8_t flags_at;		/* FLAGS_*, where what was emitted so far leaves them */
 	bool fpu_checked;
-	bool cut;			/* a debugger's breakpoint follows */
+	bool undecoded;			/* what follows is no whole instruction */
 	struct stub stubs[STUB_MAX];
 	unsigned stub_count;
 };
 enum { FLAGS_HOST = 1, FLAGS_PARKED = 2 };
-/* The block at a physical address, translated if need be; NULL: not RAM. At block boundaries only. */
+/* The block at a physical address, translated if need be, with that head (see head_need()); NULL: not RAM. At block boundaries only. */
 enum block_head { HEAD_NONE, HEAD_POLL, HEAD_CALL, HEAD_FULL };
-struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode, enum block_head head);
+struct tblock *block_at(struct vcpu *v, uint64_t gpa, unsigned mode, enum block_head head, bool parked);
 /* Does the instruction at gpa go on in the next page? */
 bool block_crosses(struct vcpu *v, uint64_t gpa);
 static inline enum insn_mode tmode_insn(unsigned mode) { return mode & TMODE_CODE32 ? INSN_32 : INSN_64; }
@@ -272,6 +275,8 @@ uint32_t insn_flags_lost(const struct insn *in);
 /* To and from hot.save_flags by way of RAX, which is kept in temp. */
 void emit_flags_park(struct emitter *e, unsigned temp);
 void emit_flags_unpark(struct emitter *e, unsigned temp);
+/* Does bi want them in RFLAGS, to read some or to leave some as they are? */
+bool insn_flags_needed(const struct block_insn *bi);
 /* RFLAGS is about to be lost, before instruction bi. temp: T0 or T1, free. */
 void flags_park(struct block_build *b, const struct block_insn *bi, unsigned temp);
 /* The guest's flags, if anybody wants them, to where they are parked; to RFLAGS. */
@@ -312,10 +317,14 @@ void jump_emit_shared(struct vcpu *v, struct emitter *e);
 void emit_page_address(struct block_build *b, unsigned reg, int64_t offset);
 
 /* --- translate_link.c --- */
+/* Compares the linear RIP in T0 with the page's cell, leaves if it is not here, notes the page; T1: BRANCH_INFO. */
+void verify_emit(struct block_build *b, const struct tblock *k, unsigned offset);
+/* Where the block's code begins when flags come as it takes them, or need not come. */
+void head_start(struct tblock *k, uint32_t start);
 /* Emits the head in front of where the block's code will be. */
 void head_emit(struct block_build *b, struct tblock *k, enum block_head head);
-/* Makes sure that k has it; false: no room. Invalidates what `build` holds. */
-bool head_need(struct vcpu *v, struct tblock *k, enum block_head head);
+/* Makes sure that k has it, for those who leave flags parked or for those who do not; false: no room. Invalidates what `build` holds. */
+bool head_need(struct vcpu *v, struct tblock *k, enum block_head head, bool parked);
 /* Host code for s.rip, NULL: interpret. May raise. */
 const uint8_t *link_lookup(struct vcpu *v, unsigned mode);
 /* Exits of that name: where to go on in host code. NULL: at s.rip. May raise. */
