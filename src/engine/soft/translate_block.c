@@ -341,6 +341,18 @@ static bool starts_parked(const struct block_build *b)
 	return false;
 }
 
+/* Does it jump to its start? */
+static bool loops(const struct block_build *b)
+{
+	for (unsigned i = 0; i < b->count; i++) {
+		const struct insn *in = &b->insns[i].in;
+		if ((in->op == X86_JCC || in->op == X86_JMP) && in->ops[0].kind == OPK_REL &&
+		    b->insns[i].offset + in->len + (int64_t)in->imm == b->start)
+			return true;
+	}
+	return false;
+}
+
 /* Host code for the instructions in b, as block k. */
 static void build_end(struct block_build *b, struct tblock *k, enum block_head head)
 {
@@ -351,6 +363,8 @@ static void build_end(struct block_build *b, struct tblock *k, enum block_head h
 	b->e.p = t->mem.rw + t->used;
 	k->flags_live = !b->count || (b->insns[0].live_in & FLAGS_ARITH);
 	k->start_parked = k->flags_live && starts_parked(b);
+	if (head == HEAD_NONE && loops(b))
+		head = HEAD_POLL;
 	head_emit(b, k, head);
 	head_start(k, (uint32_t)(b->e.p - t->mem.rw));
 	b->flags_at = k->start_parked ? FLAGS_PARKED : FLAGS_HOST;

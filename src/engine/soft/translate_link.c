@@ -19,8 +19,8 @@
  * near     all other jumps inside the page				in RFLAGS
  *
  * What counts is only where flags are live on entry, which is seldom so: that is why compares stand here and not at the jump,
- * and why who comes from afar parks flags and leaves it to us to fetch them. A head that turns out to be needed later lies
- * elsewhere and jumps to the block.
+ * and why who comes from afar parks flags and leaves it to us to fetch them. What turns out to be needed later lies elsewhere
+ * and jumps to the block: heads, and what parks flags for who did not.
  *
  * page_at has a cell for each RAM page and mode with blocks: the linear address at which the page may now be executed, as
  * long as a TLB could know it. Cells are set and cleared with the jump cache, so links to other pages may stay over any
@@ -44,7 +44,7 @@ void verify_emit(struct block_build *b, const struct tblock *k, unsigned offset)
 	block_stub(b, STUB_VERIFY, emit_jcc(e, CC_NE), offset);
 }
 
-/* Leaves behind the store of the page, with the flags parked if they are live. */
+/* Leaves behind the store of the page. */
 static void head_far(struct block_build *b, struct tblock *k)
 {
 	struct emitter *e = &b->e;
@@ -53,43 +53,26 @@ static void head_far(struct block_build *b, struct tblock *k)
 	k->far_entry = here(b);
 	emit_lea(e, H_T0, hm_base(H_T0, -(int32_t)k->offset));
 	store = emit_jmp8(e);
-	k->verify_entry = here(b);
-	if (k->flags_live)
-		emit_flags_save(e);
 	k->verify_parked_entry = here(b);
 	verify_emit(b, k, k->offset);
 	patch8(store, e->p);
 	emit_store(e, H_T0, hm_gs(OFF_HOT(page)));
+	if (!k->flags_live)
+		k->verify_entry = k->verify_parked_entry;
 }
 
-static void emit_limit(struct block_build *b, struct tblock *k)
+static void head_call(struct block_build *b, struct tblock *k)
 {
 	struct emitter *e = &b->e;
 
+	k->call_parked_entry = here(b);
 	e1(e, 0x66);
 	emit_op_mem(e, false, 0x3b, H_RSP, hm_gs(OFF_HOT(return_limit)));	/* cmp sp, limit */
 	block_stub(b, STUB_POLL, emit_jcc(e, CC_B), k->offset)->flags_saved = k->flags_live;
-}
-
-/* saved: the way from head_far() comes here. */
-static void head_call(struct block_build *b, struct tblock *k, bool saved)
-{
-	struct emitter *e = &b->e;
-	uint8_t *over = NULL;
-
-	if (k->flags_live && saved)
-		over = emit_jmp8(e);
-	k->call_entry = here(b);
-	if (k->flags_live)
-		emit_flags_park(e, H_T1);
-	if (over)
-		patch8(over, e->p);
-	k->call_parked_entry = here(b);
-	emit_limit(b, k);
 	if (k->flags_live && !k->start_parked)
 		emit_flags_unpark(e, H_T1);
-	else
-		k->poll_entry = k->call_entry;
+	if (!k->flags_live)
+		k->poll_entry = k->call_entry = k->call_parked_entry;
 }
 
 /* Flags stay. A backward jump pushes nothing, so only a request matters. */
@@ -108,7 +91,7 @@ static void head_poll(struct block_build *b, struct tblock *k)
 	emit_op_reg(e, true, 0x89, H_T1, H_RCX);
 }
 
-/* For a jump that leaves flags where the block does not take them. */
+/* For a near jump that leaves flags where the block does not take them. */
 static void head_convert(struct block_build *b, struct tblock *k)
 {
 	if (k->start_parked) {
@@ -117,6 +100,24 @@ static void head_convert(struct block_build *b, struct tblock *k)
 	} else {
 		k->near_parked_entry = here(b);
 		emit_flags_unpark(&b->e, H_T1);
+	}
+}
+
+/* For those who leave flags in RFLAGS: in front of a head that is there, elsewhere. */
+static void head_park(struct block_build *b, struct tblock *k, enum block_head head)
+{
+	uint32_t from = here(b);
+
+	if (head == HEAD_FULL) {
+		k->verify_entry = from;
+		emit_flags_save(&b->e);		/* T0 and T1 hold something */
+		emit_jmp_to(&b->e, b->t->mem.rw + k->verify_parked_entry);
+	} else {
+		k->call_entry = from;
+		if (k->start_parked)
+			k->poll_entry = from;
+		emit_flags_park(&b->e, H_T1);
+		emit_jmp_to(&b->e, b->t->mem.rw + k->call_parked_entry);
 	}
 }
 
@@ -137,7 +138,7 @@ void head_emit(struct block_build *b, struct tblock *k, enum block_head head)
 	}
 	if (head == HEAD_FULL)
 		head_far(b, k);
-	head_call(b, k, head == HEAD_FULL);
+	head_call(b, k);
 }
 
 static uint32_t head_entry(const struct tblock *k, enum block_head head, bool parked)
@@ -148,6 +149,22 @@ static uint32_t head_entry(const struct tblock *k, enum block_head head, bool pa
 	case HEAD_FULL: return parked ? k->verify_parked_entry : k->verify_entry;
 	default: return parked ? k->near_parked_entry : k->near_entry;
 	}
+}
+
+/* Somewhere else than in front of the block. */
+static void head_add(struct block_build *b, struct tblock *k, enum block_head head, bool parked)
+{
+	if (head == HEAD_NONE) {
+		head_convert(b, k);
+	} else if (!head_entry(k, head, true) || (head == HEAD_POLL && !k->start_parked)) {
+		head_emit(b, k, head == HEAD_POLL && parked ? HEAD_CALL : head);
+	} else {
+		head_park(b, k, head);
+		return;
+	}
+	emit_jmp_to(&b->e, b->t->mem.rw + k->start);
+	if (!head_entry(k, head, parked))
+		head_park(b, k, head);
 }
 
 bool head_need(struct vcpu *v, struct tblock *k, enum block_head head, bool parked)
@@ -162,11 +179,7 @@ bool head_need(struct vcpu *v, struct tblock *k, enum block_head head, bool park
 	build_begin(v, k->offset, k->mode & ~TMODE_CROSSING);
 	b->index = (uint32_t)(k - t->blocks);
 	b->e.p = t->mem.rw + t->used;
-	if (head == HEAD_NONE)
-		head_convert(b, k);
-	else
-		head_emit(b, k, head == HEAD_POLL && parked ? HEAD_CALL : head);
-	emit_jmp_to(&b->e, t->mem.rw + k->start);
+	head_add(b, k, head, parked);
 	stubs_emit(b);
 	t->used = (here(b) + 15) & ~15u;
 	return true;
@@ -183,8 +196,8 @@ static uint64_t crossing_gpa(struct vcpu *v, uint64_t rip, bool *global)
 	return gpa;
 }
 
-/* The block at s.rip, in the jump cache from now on. NULL: interpret. May raise. */
-static struct tblock *resolve(struct vcpu *v, unsigned mode)
+/* The block at s.rip, in the jump cache from now on. NULL: interpret. May raise. parked: see head_need(). */
+static struct tblock *resolve(struct vcpu *v, unsigned mode, bool parked)
 {
 	struct trans_vcpu *t = trans_of(v);
 	uint64_t rip = v->s.rip, gpa;
@@ -198,7 +211,7 @@ static struct tblock *resolve(struct vcpu *v, unsigned mode)
 	gpa = mem_fetch_gpa(v, rip);
 	global = mem_fetch_global(v, rip);
 	if (!block_crosses(v, gpa))
-		k = block_at(v, gpa, mode, HEAD_FULL, true);
+		k = block_at(v, gpa, mode, HEAD_FULL, parked);
 	else if (!va_canonical(v, (rip | ~GUEST_PAGE_MASK) + 1) || (v->insn_mode == INSN_32 && rip >= 0xfffff000))
 		return NULL;
 	else
@@ -220,7 +233,7 @@ const uint8_t *link_lookup(struct vcpu *v, unsigned mode)
 	v->hot.t0 = rip;
 	if (slot->rip == rip && slot->host)
 		return slot->host;
-	k = resolve(v, mode);
+	k = resolve(v, mode, true);
 	return k ? cache_rx(trans_of(v), k->far_entry) : NULL;
 }
 
@@ -271,7 +284,7 @@ const uint8_t *link_far(struct vcpu *v, const struct exit_data *d, unsigned mode
 	if (jump_cache_need(v, mode) < 0)
 		return NULL;
 	v->hot.t0 = v->s.rip;
-	k = resolve(v, mode);
+	k = resolve(v, mode, d->flags & EXIT_PARKED);
 	if (!k)
 		return NULL;
 	if (patchable(t, d, generation))
