@@ -41,10 +41,9 @@ static void emit_enter(struct emitter *e)
 	emit_store_imm8(e, hm_gs(OFF_HOT(fpu_live)), 1);
 	patch8(skip, e->p);
 	emit_flags_load(e);
-	for (unsigned r = 0; r <= REG_R12; r++)
-		if (r != REG_RSP)
-			emit_load(e, r, hm_gs(OFF_GPR(r)));
-	emit_load(e, H_R13, hm_gs(OFF_GPR(REG_RSP)));
+	for (unsigned r = 0; r < 16; r++)
+		if (host_reg_of(r) != H_NONE)
+			emit_load(e, host_reg_of(r), hm_gs(OFF_GPR(r)));
 	emit_load(e, H_T0, hm_gs(OFF_HOT(t0)));
 	emit_store(e, H_RSP, hm_gs(OFF_HOT(c_rsp)));
 	emit_load(e, H_RSP, hm_gs(OFF_HOT(rsp)));
@@ -55,10 +54,9 @@ static void emit_leave(struct emitter *e)
 {
 	uint8_t *skip;
 
-	for (unsigned r = 0; r <= REG_R12; r++)
-		if (r != REG_RSP)
-			emit_store(e, r, hm_gs(OFF_GPR(r)));
-	emit_store(e, H_R13, hm_gs(OFF_GPR(REG_RSP)));
+	for (unsigned r = 0; r < 16; r++)
+		if (host_reg_of(r) != H_NONE)
+			emit_store(e, host_reg_of(r), hm_gs(OFF_GPR(r)));
 	e1(e, 0x9c);						/* pushfq */
 	e1(e, 0x58);						/* pop rax */
 	emit_store(e, H_RSP, hm_gs(OFF_HOT(rsp)));

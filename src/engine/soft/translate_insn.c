@@ -2,7 +2,7 @@
  * One guest instruction as itself: prefixes and opcode are copied, registers and memory operand rewritten.
  *
  * Of an instruction's operands at most one is in memory (T0 and T1 then form its address, one of them stays free);
- * guest r13-r15 pass through what is free. Nothing is committed before the access has been checked.
+ * guest registers that are in memory pass through what is free. Nothing is committed before the access has been checked.
  */
 #include "cpu/model.h"
 #include "engine/soft/translate_private.h"
@@ -133,6 +133,8 @@ static void emit_insn(struct emitter *e, const struct insn *in, const struct fie
 	if (in->vex) {
 		emit_vex(e, in, f, rex);
 	} else {
+		if (m && m->gs)
+			e1(e, 0x65);
 		emit_prefixes(e, in);
 		if (rex || f->force_rex)
 			e1(e, 0x40 | rex);
@@ -200,6 +202,62 @@ static enum insn_result high_byte_translate(struct block_build *b, struct block_
 	return INSN_NEXT;
 }
 
+/* May the r/m operand, a register of the guest's that is in memory, be a memory operand of the host's? Parts of a register
+ * are not written there: the next load of all of it would have to wait. */
+static bool in_place(const struct insn *in, const struct fields *f)
+{
+	const struct operand *o = &in->ops[f->rm_op];
+
+	if (host_reg_of(o->reg) != H_NONE || (o->write && o->size != 8) || in->rep || in->repne)
+		return false;
+	switch (in->op) {
+	case X86_MOV: case X86_ADD: case X86_SUB: case X86_ADC: case X86_SBB: case X86_AND: case X86_OR: case X86_XOR:
+	case X86_CMP: case X86_TEST: case X86_INC: case X86_DEC: case X86_NEG: case X86_NOT: case X86_IMUL:
+	case X86_MOVZX: case X86_MOVSX: case X86_MOVSXD: case X86_SHL: case X86_SHR: case X86_SAR:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* The same with the operands in the other fields, if the register that is in memory is not r/m. */
+static void operands_flip(struct insn *in, struct fields *f)
+{
+	struct fields was = *f;
+
+	if (in->vex || in->map || f->reg_op < 0 || f->rm_op < 0 || host_reg_of(in->ops[f->reg_op].reg) != H_NONE ||
+	    host_reg_of(in->ops[f->rm_op].reg) == H_NONE || ((in->opcode & 0xc4) && (in->opcode & 0xfc) != 0x88))
+		return;
+	in->opcode ^= 2;
+	f->reg_op = was.rm_op;
+	f->rm_op = was.reg_op;
+}
+
+/* Registers alone, one of them in memory, where the host can do with it as it is. */
+static bool in_place_translate(struct block_build *b, struct block_insn *bi, struct fields f)
+{
+	struct spills sp = { .free = { H_T1, H_T0 }, .nfree = 2 };
+	struct insn in = bi->in;
+	struct host_mem m;
+
+	if (f.no_rex || f.vvvv_op >= 0 || f.opreg_op >= 0 || in.vex || !in.has_modrm)
+		return false;
+	operands_flip(&in, &f);
+	if (f.rm_op < 0 || !in_place(&in, &f))
+		return false;
+	m = hm_gs(OFF_GPR(in.ops[f.rm_op].reg));
+	flags_before(b, bi, H_T1);
+	if (!field_map(b, &in, &f, &sp, f.reg_op, &f.reg))
+		return false;
+	spills_load(&b->e, &in, &sp);
+	emit_insn(&b->e, &in, &f, &m);
+	for (unsigned i = 0; i < sp.n; i++)
+		if (sp.s[i].write)
+			emit_store(&b->e, sp.s[i].temp, hm_gs(OFF_GPR(sp.s[i].guest)));
+	flags_after(b, bi);
+	return true;
+}
+
 static enum insn_result copy_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write)
 {
 	struct emitter *e = &b->e;
@@ -211,6 +269,8 @@ static enum insn_result copy_translate(struct block_build *b, struct block_insn 
 	fields_fill(b, bi, &f);
 	if (f.mem_op >= 0 && f.no_rex)
 		return high_byte_translate(b, bi, &f, write);
+	if (f.mem_op < 0 && in_place_translate(b, bi, f))
+		return INSN_NEXT;
 	if (f.mem_op >= 0) {
 		unsigned spare;
 		if (!mem_translatable(b, in))

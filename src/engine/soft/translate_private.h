@@ -13,8 +13,8 @@
  *   translate_entry.c  the entry and exit trampolines
  *   codecache.c        where blocks live, look-up, invalidation
  *
- * Guest registers in translated code: rax rcx rdx rbx rbp rsi rdi r8-r12 are themselves, rsp is in r13, r13-r15
- * are in memory (gs:[s.gpr]); r14 (T0) and r15 (T1) are temporaries; GS points to struct vcpu; rsp points into
+ * Guest registers in translated code: rax rcx rdx rbx rbp rsi rdi r8 r12 are themselves, rsp is in r13, r13-r15 in
+ * r9-r11, and r9-r11 are in memory (gs:[s.gpr]); r14 (T0) and r15 (T1) are temporaries; GS points to struct vcpu; rsp points into
  * a return stack. Everything below belongs to one vCPU's thread, but for the inbox.
  */
 #ifndef VIXEN_ENGINE_SOFT_TRANSLATE_PRIVATE_H
@@ -393,9 +393,12 @@ struct host_mem mem_translate_bit(struct block_build *b, struct block_insn *bi, 
 bool mem_translatable(const struct block_build *b, const struct insn *in);
 /* reg := effective address without segment base. Uses T0, T1. */
 void address_translate(struct block_build *b, const struct insn *in, unsigned reg, unsigned next_offset, bool wide);
+/* H_NONE: in memory. Compilers keep long-lived values in r12-r15 and hardly use r9-r11. */
 static inline unsigned host_reg_of(unsigned guest)
 {
-	return guest == REG_RSP ? (unsigned)H_R13 : guest >= REG_R13 ? (unsigned)H_NONE : guest;
+	static const uint8_t host[16] = { H_RAX, H_RCX, H_RDX, H_RBX, H_R13, H_RBP, H_RSI, H_RDI, H_R8, H_NONE, H_NONE, H_NONE,
+					  H_R12, H_R9, H_R10, H_R11 };
+	return host[guest];
 }
 
 #endif

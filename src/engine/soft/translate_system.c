@@ -70,7 +70,7 @@ static enum insn_result syscall_translate(struct block_build *b, struct block_in
 	emit_cmp_imm8(e, true, hm_gs(OFF_HOT(syscall_mode)), ready);
 	step_if(b, bi, CC_NE);
 	emit_rflags_whole(e);
-	emit_op_reg(e, true, 0x89, H_T0, H_R11);
+	emit_store(e, H_T0, hm_gs(OFF_GPR(REG_R11)));
 	emit_load(e, H_T1, hm_gs(OFF_S(sfmask)));
 	e3(e, 0x49, 0xf7, 0xd7);				/* not t1 */
 	emit_op_reg(e, false, 0x21, H_T1, H_T0);		/* and t0d, t1d */
@@ -103,9 +103,9 @@ static enum insn_result sysret_translate(struct block_build *b, struct block_ins
 	step_if(b, bi, CC_NE);
 	emit_canonical_cmp(e, H_RCX, H_T0, ready & SYSCALL_LA57);
 	step_if(b, bi, CC_NE);
-	e3(e, 0x41, 0xf7, 0xc3), e_u32(e, FLAG_TF | FLAG_AC);	/* test r11d, .. */
+	emit_load(e, H_T0, hm_gs(OFF_GPR(REG_R11)));
+	e3(e, 0x41, 0xf7, 0xc6), e_u32(e, FLAG_TF | FLAG_AC);	/* test t0d, .. */
 	step_if(b, bi, CC_NE);
-	emit_op_reg(e, false, 0x89, H_R11, H_T0);
 	e3(e, 0x41, 0x81, 0xe6), e_u32(e, SYSRET_FLAGS);	/* and t0d, .. */
 	e3(e, 0x41, 0x83, 0xce), e1(e, FLAG_FIXED);		/* or t0d, 2 */
 	emit_store(e, H_T0, hm_gs(OFF_S(rflags)));
