@@ -262,6 +262,8 @@ static void operand_size_set(struct decoder *d)
 	} else if (row->prefixes == PREFIX_F2) {
 		in->mandatory = 0xf2;
 	}
+	if (row->attr & ROW_WGPR && d->mode != INSN_64)
+		in->rex &= (uint8_t)~REX_W;
 	if (d->mode == INSN_16)
 		in->opsize = p66 ? 4 : 2;
 	else if (d->mode == INSN_32)
@@ -555,6 +557,8 @@ static bool operands_take(struct decoder *d)
 	}
 	if (in->vex && !uses_vvvv && in->vvvv)
 		return fail(d, DECODE_UD);
+	if (d->mode != INSN_64)
+		in->vvvv &= 7;		/* its highest bit is ignored (SDM vol. 2, 2.3.5.6) */
 	access_set(in);
 	return d->error == DECODE_OK;
 }

@@ -88,6 +88,28 @@ static void test_truncated(void **state)
 	assert_int_equal(in.len, 15);
 }
 
+/* VEX.W of integer operands and the highest bit of vvvv count in 64-bit mode alone. */
+static void test_vex_fields(void **state)
+{
+	static const uint8_t convert[] = { 0xc4, 0xe1, 0xfa, 0x2c, 0xde };	/* VCVTTSS2SI, W1 */
+	static const uint8_t strings[] = { 0xc4, 0xe3, 0xf9, 0x61, 0xce, 0x4b };	/* VPCMPESTRI, W1 */
+	static const uint8_t add[] = { 0xc4, 0xe1, 0x38, 0x58, 0xc1 };	/* VADDPS, vvvv 8 */
+	struct insn in;
+
+	for (unsigned wide = 0; wide < 2; wide++) {
+		enum insn_mode mode = wide ? INSN_64 : INSN_32;
+
+		assert_int_equal(insn_decode(&in, convert, sizeof convert, mode), DECODE_OK);
+		assert_int_equal(in.rex & 8, wide ? 8 : 0);
+		assert_int_equal(in.ops[0].size, wide ? 8 : 4);
+		assert_int_equal(insn_decode(&in, strings, sizeof strings, mode), DECODE_OK);
+		assert_int_equal(in.rex & 8, wide ? 8 : 0);
+		assert_int_equal(insn_decode(&in, add, sizeof add, mode), DECODE_OK);
+		assert_int_equal(in.vvvv, wide ? 8 : 0);
+		assert_int_equal(in.ops[1].reg, in.vvvv);
+	}
+}
+
 /* At most one row may match: two rows of one opcode that overlap must differ in something. */
 static void test_rows_disjoint(void **state)
 {
@@ -118,6 +140,7 @@ int main(void)
 		cmocka_unit_test(test_shapes),
 		cmocka_unit_test(test_any),
 		cmocka_unit_test(test_truncated),
+		cmocka_unit_test(test_vex_fields),
 		cmocka_unit_test(test_rows_disjoint),
 	};
 
