@@ -155,6 +155,20 @@ static void maskmovq(struct vcpu *v, const struct insn *in)
 	fp_enter_mmx(f);
 }
 
+/* Outside 64-bit mode these see eight registers, where the host's own would see sixteen. */
+static bool zero_eight(struct vcpu *v, bool all)
+{
+	union ymm y;
+	if (v->insn_mode == INSN_64)
+		return false;
+	for (unsigned i = 0; i < 8; i++) {
+		y = get(v, i);
+		memset(y.b + (all ? 0 : 16), 0, all ? 32 : 16);
+		set(v, i, &y);
+	}
+	return true;
+}
+
 bool fp_vector_memory(struct vcpu *v, const struct insn *in)
 {
 	bool store = in->ops[0].kind == OPK_MEM;
@@ -165,6 +179,8 @@ bool fp_vector_memory(struct vcpu *v, const struct insn *in)
 	case X86_VGATHERQPD: case X86_VPGATHERQQ: gather(v, in, 8, 8); return true;
 	case X86_VMASKMOVPS: case X86_VPMASKMOVD: (store ? masked_store : masked_load)(v, in, 4); return true;
 	case X86_VMASKMOVPD: case X86_VPMASKMOVQ: (store ? masked_store : masked_load)(v, in, 8); return true;
+	case X86_VZEROUPPER: return zero_eight(v, false);
+	case X86_VZEROALL: return zero_eight(v, true);
 	case X86_MASKMOVQ: maskmovq(v, in); return true;
 	case X86_MASKMOVDQU:
 		masked_bytes(v, in, v->s.fpu.xmm[in->ops[1].reg].b, v->s.fpu.xmm[in->ops[2].reg].b, 16);

@@ -640,6 +640,16 @@ static bool operand_memory(const struct insn *in, unsigned *size, bool *write)
 	return true;
 }
 
+/* VZEROUPPER and VZEROALL of 32-bit code: eight registers, each by VMOVAPS or VXORPS of itself. */
+static enum insn_result zero_eight(struct block_build *b, bool all)
+{
+	for (unsigned i = 0; i < 8; i++) {
+		e2(&b->e, 0xc5, (uint8_t)(all ? 0x80 | (~i & 15) << 3 : 0xf8));
+		e2(&b->e, all ? 0x57 : 0x28, (uint8_t)(0xc0 | i << 3 | i));
+	}
+	return INSN_NEXT;
+}
+
 static enum insn_result copy_checked(struct block_build *b, struct block_insn *bi)
 {
 	const struct insn *in = &bi->in;
@@ -653,6 +663,8 @@ static enum insn_result copy_checked(struct block_build *b, struct block_insn *b
 	if (in->row->cls == CLASS_X87 || in->row->cls == CLASS_MMX || in->row->cls == CLASS_SSE ||
 	    in->row->cls == CLASS_AVX)
 		fpu_check(b, bi);
+	if (!b->wide && (in->op == X86_VZEROUPPER || in->op == X86_VZEROALL))
+		return zero_eight(b, in->op == X86_VZEROALL);
 	return copy_translate(b, bi, size, write);
 }
 
