@@ -1,7 +1,8 @@
 /*
- * diff [-n count] [-s seed] [-m MNEMONIC] [-e interp,trans] [-q] [-v]
- *   -n cases   -s seed   -m only this mnemonic   -e engines compared with native   -q sequences only
- *   -1 single instructions only   -x stop after this many differences (default 10)
+ * diff [-n count] [-s seed] [-m MNEMONIC] [-e interp,trans] [-b 32|64] [-q | -1] [-x limit] [-c]
+ *   -n cases   -s seed   -m only this mnemonic   -e engines compared with native   -b only code of so many bits
+ *   -q sequences only   -1 single instructions only   -x stop after this many differences (default 10)
+ *   -c say which rows of the opcode table are exempt and why; any other that was not tried is a failure
  * Exit code 0: no difference.
  */
 #include <stdio.h>
@@ -12,8 +13,6 @@
 #include "cpu/format.h"
 #include "diff.h"
 
-uint64_t native_exit_address(void);
-
 enum { INTERP, TRANS, ENGINES };
 static const char *const engine_names[] = { "interp", "trans" };
 
@@ -22,75 +21,108 @@ struct session {
 	struct diff_shared *sh;
 	struct soft *engine[ENGINES];
 	struct gen gen;
-	bool quiet_memory;
 	unsigned differences, limit;
 	bool replayed;
 	bool loose;		/* a case of the batch has left memory that may differ */
 	bool silent;		/* only look whether there is a difference */
+	unsigned bits;		/* 32, 64; 0: both */
 	uint64_t cases, ended, faulted;
 	struct diff_case c[DIFF_CASES];
-	uint8_t data[DATA_BYTES], stack[STACK_BYTES];	/* as at the batch's start */
+	uint8_t start[DATA_BYTES + PLAIN_BYTES + DEVICE_BYTES + STACK_BYTES + WRITABLE_BYTES];	/* the areas at the batch's start */
 };
 
-static void exit_put(uint8_t *at)
+/* jmp EXIT_VA; from 32-bit code to the segment of 64-bit code. */
+static void exit_put(uint8_t *at, uint64_t va, bool wide)
 {
-	uint64_t to = native_exit_address();
-	memset(at, 0, 6);
-	at[0] = 0xff, at[1] = 0x25;
-	memcpy(at + 6, &to, 8);
+	uint32_t to = (uint32_t)(wide ? EXIT_VA - va - 5 : EXIT_VA);
+	uint16_t selector = SEL_CODE64;
+	at[0] = wide ? 0xe9 : 0xea;
+	memcpy(at + 1, &to, 4);
+	if (!wide)
+		memcpy(at + 5, &selector, 2);
+}
+
+static uint8_t *native_area(const struct session *d, unsigned i) { return (uint8_t *)d->sh + diff_areas[i].offset; }
+
+static void area_put(struct session *d, unsigned e, unsigned i, const uint8_t *from)
+{
+	uint8_t *to = soft_area(d->engine[e], i);
+	if (i == AREA_CODE && !memcmp(to, from, diff_areas[i].bytes))
+		return;
+	memcpy(to, from, diff_areas[i].bytes);
+	if (i == AREA_CODE)
+		soft_code_changed(d->engine[e]);
 }
 
 static void memory_load(struct session *d)
 {
-	memcpy(d->sh->data, d->data, DATA_BYTES);
-	memcpy(d->sh->stack, d->stack, STACK_BYTES);
-	for (unsigned e = 0; e < ENGINES; e++)
-		if (d->engine[e]) {
-			memcpy(soft_data(d->engine[e]), d->data, DATA_BYTES);
-			memcpy(soft_stack(d->engine[e]), d->stack, STACK_BYTES);
-		}
+	const uint8_t *from = d->start;
+	for (unsigned i = 0; i < AREAS; from += diff_areas[i++].bytes) {
+		memcpy(native_area(d, i), from, diff_areas[i].bytes);
+		for (unsigned e = 0; e < ENGINES; e++)
+			if (d->engine[e])
+				area_put(d, e, i, from);
+	}
+}
+
+/* The engine's memory becomes the host's. */
+static void memory_follow(struct session *d, unsigned e)
+{
+	for (unsigned i = 0; i < AREAS; i++)
+		area_put(d, e, i, native_area(d, i));
+}
+
+static void code_build(struct session *d, int mode)
+{
+	for (unsigned i = 0; i < DIFF_CASES; i++) {
+		uint8_t *slot = d->sh->code + i * SLOT_BYTES;
+		bool wide = d->bits ? d->bits == 64 : i % 4 < 2;
+		gen_case(&d->gen, i, mode == 'q' || (mode == 'b' && i % 2), wide, &d->c[i], &d->sh->in[i]);
+		d->sh->wide[i] = wide;
+		memcpy(slot, d->c[i].code, SLOT_BYTES);
+		exit_put(slot + SLOT_START + d->c[i].len, d->sh->in[i].rip + d->c[i].len, wide);
+	}
+	for (unsigned e = 0; e < ENGINES; e++) {
+		if (!d->engine[e])
+			continue;
+		memcpy(soft_code(d->engine[e]), d->sh->code, CODE_BYTES);
+		soft_code_changed(d->engine[e]);
+	}
 }
 
 static void batch_build(struct session *d, int mode)
 {
-	gen_memory(&d->gen, d->data, DATA_BYTES);
-	gen_stack(&d->gen, d->stack);
-	for (unsigned i = 0; i < DIFF_CASES; i++) {
-		uint8_t *slot = d->sh->code + i * SLOT_BYTES;
-		gen_case(&d->gen, i, mode == 'q' || (mode == 'b' && i % 2), &d->c[i], &d->sh->in[i]);
-		memcpy(slot, d->c[i].code, SLOT_BYTES);
-		exit_put(slot + SLOT_START + d->c[i].len);
-	}
-	for (unsigned e = 0; e < ENGINES; e++) {
-		uint8_t *code = d->engine[e] ? soft_code(d->engine[e]) : NULL;
-		for (unsigned i = 0; code && i < DIFF_CASES; i++) {
-			memcpy(code + i * SLOT_BYTES, d->c[i].code, SLOT_BYTES);
-			code[i * SLOT_BYTES + SLOT_START + d->c[i].len] = 0xf4;
-		}
-		if (code)
-			soft_code_changed(d->engine[e]);
-	}
+	uint8_t *to = d->start;
+	gen_values(&d->gen);
+	code_build(d, mode);
+	for (unsigned i = 0; i < AREAS; to += diff_areas[i++].bytes)
+		if (i == AREA_CODE)
+			memcpy(to, native_area(d, i), WRITABLE_BYTES);
+		else if (i == AREA_STACK)
+			gen_stack(&d->gen, to);
+		else
+			gen_memory(&d->gen, to, diff_areas[i].bytes);
 	memory_load(d);
 }
 
 /* --- comparison --- */
 
-/* The HLT behind some case; its own, or after a RET one that it strayed to. */
-static bool at_exit(const struct session *d, uint64_t rip)
+static void registers_cut(struct diff_state *s)
 {
-	uint64_t slot = (rip - CODE_VA) / SLOT_BYTES;
-	return rip >= CODE_VA && slot < DIFF_CASES && rip == d->sh->in[slot].rip + d->c[slot].len;
+	for (unsigned i = 0; i < 8; i++)
+		s->gpr[i] = (uint32_t)s->gpr[i];
+	memset(s->gpr + 8, 0, 8 * sizeof *s->gpr);
 }
 
-static void normalise(const struct session *d, struct diff_state *s, uint64_t exit_va, bool native)
+static void normalise(struct diff_state *s, bool wide, bool native)
 {
 	struct x86_xsave *f = (struct x86_xsave *)s->fpu;
-	if (native && s->vector == VECTOR_EXIT)
-		s->rip = exit_va;
-	if (!native && s->vector == EXC_GP && at_exit(d, s->rip)) {
+	if (!native && s->vector == EXC_GP && s->rip == EXIT_VA)
 		s->vector = VECTOR_EXIT;
-		s->rip = exit_va;
-	}
+	if (s->vector == VECTOR_EXIT)
+		s->rip = EXIT_VA;
+	if (!wide)
+		registers_cut(s);		/* what 64-bit code sees of them is the CPU's choice */
 	if (s->vector != EXC_PF)
 		s->cr2 = 0;
 	if (s->vector == EXC_PF && (s->cr2 < CODE_VA || s->cr2 > STACK_VA + STACK_BYTES))
@@ -125,7 +157,10 @@ static bool same(const struct diff_state *a, const struct diff_state *b, uint64_
 
 static bool memory_same(struct session *d, struct soft *s)
 {
-	return !memcmp(d->sh->data, soft_data(s), DATA_BYTES) && !memcmp(d->sh->stack, soft_stack(s), STACK_BYTES);
+	for (unsigned i = 0; i < AREAS; i++)
+		if (memcmp(native_area(d, i), soft_area(s, i), diff_areas[i].bytes))
+			return false;
+	return true;
 }
 
 /* --- reproducers --- */
@@ -138,7 +173,7 @@ static void print_code(const struct session *d, unsigned i)
 		struct insn in;
 		char text[96] = "(bad)";
 		unsigned len = d->c[i].len - at;
-		if (insn_decode(&in, p + at, len, INSN_64) == DECODE_OK) {
+		if (insn_decode(&in, p + at, len, d->c[i].wide ? INSN_64 : INSN_32) == DECODE_OK) {
 			len = in.len;
 			insn_format(text, sizeof text, &in, va + at, SYNTAX_INTEL);
 		}
@@ -195,14 +230,19 @@ static void print_states(const struct diff_state *in, const struct diff_state *n
 		print_bytes("ymmh", i, fi->ymmh[i].b, fn->ymmh[i].b, fs->ymmh[i].b);
 }
 
-static void print_memory(const char *name, uint64_t va, const uint8_t *native, const uint8_t *soft, unsigned n)
+static void print_memory(struct session *d, unsigned e)
 {
+	static const char *const names[AREAS] = { "data", "plain", "device", "stack", "code" };
 	unsigned shown = 0;
-	for (unsigned i = 0; i < n && shown < 16; i++)
-		if (native[i] != soft[i]) {
-			printf("  %s %llx native %02x got %02x\n", name, (unsigned long long)va + i, native[i], soft[i]);
-			shown++;
-		}
+	for (unsigned a = 0; a < AREAS; a++) {
+		const uint8_t *native = native_area(d, a), *soft = soft_area(d->engine[e], a);
+		for (unsigned i = 0; i < diff_areas[a].bytes && shown < 16; i++)
+			if (native[i] != soft[i]) {
+				printf("  %s %llx native %02x got %02x\n", names[a], (unsigned long long)diff_areas[a].va + i,
+				       native[i], soft[i]);
+				shown++;
+			}
+	}
 }
 
 static void print_context(const struct diff_state *in)
@@ -225,9 +265,7 @@ static void report(struct session *d, unsigned e, unsigned i, const struct diff_
 	print_code(d, i);
 	print_states(&d->sh->in[i], native, soft);
 	if (memory)
-		print_memory("data", DATA_VA, d->sh->data, soft_data(d->engine[e]), DATA_BYTES);
-	if (memory)
-		print_memory("stack", STACK_VA, d->sh->stack, soft_stack(d->engine[e]), STACK_BYTES);
+		print_memory(d, e);
 	print_context(&d->sh->in[i]);
 	fflush(stdout);
 }
@@ -240,30 +278,21 @@ static bool loaded_mm(const struct diff_state *native)
 	return ((const struct x86_xsave *)native->fpu)->mxcsr >> 16;
 }
 
-/* A jump between two instructions of another case's slot: behind its code lie different exits, native and not. */
-static bool strayed(const struct session *d, unsigned own, uint64_t rip)
-{
-	uint64_t slot = (rip - CODE_VA) / SLOT_BYTES;
-	return rip >= CODE_VA && slot < DIFF_CASES && slot != own && rip >= d->sh->in[slot].rip + d->c[slot].len;
-}
-
 /* Memory that a faulting instruction may have written: here as on the host. As long as a batch runs through, the host's
  * memory is that of its end, so only what is known can be stored; the rest is seen when the cases run one by one. */
 static void choice_store(struct session *d, unsigned e, const struct choice *ch, bool memory)
 {
-	for (unsigned i = 0; i < ch->bytes; i++) {
-		uint64_t va = ch->va + i;
-		bool stack = va - STACK_VA < STACK_BYTES;
-		uint8_t *to = stack ? soft_stack(d->engine[e]) + (va - STACK_VA) : soft_data(d->engine[e]) + (va - DATA_VA);
-		const uint8_t *from = stack ? d->sh->stack + (va - STACK_VA) : d->sh->data + (va - DATA_VA);
-		if (!stack && va - DATA_VA >= DATA_BYTES)
-			continue;
-		if (ch->known)
-			*to = (uint8_t)(ch->value >> 8 * i);
-		else if (memory)
-			*to = *from;
-		d->loose |= !ch->known;
-	}
+	for (unsigned i = 0; i < ch->bytes; i++)
+		for (unsigned a = 0; a < AREAS; a++) {
+			uint64_t at = ch->va + i - diff_areas[a].va;
+			if (at >= diff_areas[a].bytes)
+				continue;
+			if (ch->known)
+				soft_area(d->engine[e], a)[at] = (uint8_t)(ch->value >> 8 * i);
+			else if (memory)
+				soft_area(d->engine[e], a)[at] = native_area(d, a)[at];
+			d->loose |= !ch->known;
+		}
 }
 
 static void case_check(struct session *d, unsigned e, unsigned i, bool memory)
@@ -271,13 +300,12 @@ static void case_check(struct session *d, unsigned e, unsigned i, bool memory)
 	const struct diff_case *c = &d->c[i];
 	struct diff_state native = d->sh->out[i], soft;
 	struct choice ch;
-	uint64_t exit_va = d->sh->in[i].rip + d->c[i].len;
 	uint64_t flags = ~(native.vector == VECTOR_EXIT || d->c[i].insns == 1 ? d->c[i].flags_undefined : 0);
 	if (loaded_mm(&native))
 		return;
 	if (e == TRANS && native.vector != VECTOR_EXIT)
 		flags &= ~(uint64_t)FLAGS_ARITH;	/* dead ones may be stale: docs/cpu-soft.md, Precision */
-	if (!soft_run_case(d->engine[e], &d->sh->in[i], &soft)) {
+	if (!soft_run_case(d->engine[e], c->wide, &d->sh->in[i], &soft)) {
 		d->differences++;
 		if (!d->silent) {
 			printf("%s: shut down\n", engine_names[e]);
@@ -287,12 +315,10 @@ static void case_check(struct session *d, unsigned e, unsigned i, bool memory)
 	}
 	if (soft.rip >> 12 == VSYSCALL_VA >> 12)
 		return;		/* a jump into the page that Linux emulates for its processes */
-	if (native.vector != VECTOR_EXIT && strayed(d, i, native.rip))
-		return;
-	if (soft.vector == EXC_BP && strayed(d, i, soft.rip - 1))
-		return;		/* behind another case's end: the host's exit there is code, which may lead anywhere */
-	normalise(d, &native, exit_va, true);
-	normalise(d, &soft, exit_va, false);
+	if (!c->wide && native.vector != VECTOR_EXIT && native.rip == EXIT_VA)
+		return;		/* a wild near branch of 32-bit code to the exit, which is 64-bit code */
+	normalise(&native, c->wide, true);
+	normalise(&soft, c->wide, false);
 	if (!choice_apply(c, &d->sh->in[i], &native, &soft, &ch)) {
 		d->loose = true;
 		return;
@@ -323,8 +349,7 @@ static void batch_replay(struct session *d, unsigned e)
 		if (!native_go(d, i, 1))
 			return;
 		case_check(d, e, i, true);
-		memcpy(soft_data(d->engine[e]), d->sh->data, DATA_BYTES);
-		memcpy(soft_stack(d->engine[e]), d->sh->stack, STACK_BYTES);
+		memory_follow(d, e);
 	}
 }
 
@@ -340,8 +365,7 @@ static void batch_show(struct session *d, unsigned e)
 		case_check(d, e, i, false);
 	if (d->differences == before) {
 		printf("%s: and not in the same order again\n", engine_names[e]);
-		print_memory("data", DATA_VA, d->sh->data, soft_data(d->engine[e]), DATA_BYTES);
-		print_memory("stack", STACK_VA, d->sh->stack, soft_stack(d->engine[e]), STACK_BYTES);
+		print_memory(d, e);
 		d->differences++;
 	}
 }
@@ -386,7 +410,7 @@ static void batch_run(struct session *d)
 
 static void usage(void)
 {
-	fprintf(stderr, "usage: diff [-n count] [-s seed] [-m MNEMONIC] [-e interp,trans] [-q | -1] [-x limit]\n");
+	fprintf(stderr, "usage: diff [-n count] [-s seed] [-m MNEMONIC] [-e interp,trans] [-b 32|64] [-q | -1] [-x limit] [-c]\n");
 	exit(2);
 }
 
@@ -403,10 +427,13 @@ static void session_init(struct session *d, const char *engines, struct cpu_mode
 			d->engine[e] = soft_new(model, e == INTERP);
 	d->gen.model = model;
 	gen_init(&d->gen);
-	if (!d->gen.nrows) {
+	if (!(d->gen.rows[0].n + d->gen.rows[1].n)) {
 		fprintf(stderr, "diff: no row of the table has this mnemonic, or user mode cannot run it\n");
 		exit(2);
 	}
+	if (!d->gen.rows[0].n || !d->gen.rows[1].n)
+		d->bits = d->gen.rows[0].n ? 32 : 64;
+	gen_values(&d->gen);
 	gen_memory(&d->gen, d->sh->rom, ROM_BYTES);
 	for (unsigned e = 0; e < ENGINES; e++)
 		if (d->engine[e])
@@ -422,16 +449,19 @@ int main(int argc, char **argv)
 	struct error err;
 	uint64_t count = 100000;
 	int mode = 'b', opt;
+	bool coverage = false;
 	memset(d, 0, sizeof *d);
 	d->limit = 10;
 	d->gen.seed = 1;
-	while ((opt = getopt(argc, argv, "n:s:m:e:x:q1")) != -1)
+	while ((opt = getopt(argc, argv, "n:s:m:e:x:b:q1c")) != -1)
 		switch (opt) {
 		case 'n': count = strtoull(optarg, NULL, 0); break;
 		case 's': d->gen.seed = strtoull(optarg, NULL, 0); break;
 		case 'm': d->gen.filter = optarg; break;
 		case 'e': engines = optarg; break;
 		case 'x': d->limit = (unsigned)strtoul(optarg, NULL, 0); break;
+		case 'b': d->bits = (unsigned)strtoul(optarg, NULL, 0); break;
+		case 'c': coverage = true; break;
 		case 'q': case '1': mode = opt; break;
 		default: usage();
 		}
@@ -443,8 +473,10 @@ int main(int argc, char **argv)
 		batch_run(d);
 	}
 	unsigned found = d->differences;
-	printf("%llu cases over %u rows: %llu ran, %llu faulted; %u differences\n", (unsigned long long)d->cases,
-	       d->gen.nrows, (unsigned long long)d->ended, (unsigned long long)d->faulted, d->differences);
+	if (coverage)
+		found += rows_report(&d->gen, true);
+	printf("%llu cases over %u and %u rows: %llu ran, %llu faulted; %u differences\n", (unsigned long long)d->cases,
+	       d->gen.rows[0].n, d->gen.rows[1].n, (unsigned long long)d->ended, (unsigned long long)d->faulted, d->differences);
 	native_free(d->native);
 	for (unsigned e = 0; e < ENGINES; e++)
 		if (d->engine[e])

@@ -3,18 +3,27 @@
  *
  *   diff.c         command line, comparison, reproducers
  *   diff_gen.c     random cases: code bytes, registers, addresses that hit or just miss mapped pages
+ *   diff_value.c   values
  *   diff_native.c  a child process with the guest's pages at the guest's addresses
  *   diff_choice.c  what the manuals leave to the CPU
  *   diff_soft.c    the software engine, in long mode user mode, with the same pages at the same addresses
+ *   diff_rows.c    which rows of the table are tried, why not, and whether they were
  *
- *	CODE   DIFF_CASES slots of 512 bytes, filled with INT3, each case followed by its exit
+ *	CODE   DIFF_CASES slots of 512 bytes, filled with INT3, each case followed by its exit; those from SLOT_WRITABLE on
+ *	       lie in pages that may be written
+ *	EXIT   where exits lead: out of the case
  *	DATA   two writable pages and, after a hole, a read-only one
+ *	PLAIN  after another hole, a writable page, and behind it
+ *	DEVICE a page that is a device of the guest's, which behaves like memory
  *	STACK  one writable page
+ *
+ *	slot   | INT3, where wild RETs land | WINDOW: data | INT3 | SLOT_START: code | exit | INT3 |
  */
 #ifndef VIXEN_TESTS_CPU_DIFF_H
 #define VIXEN_TESTS_CPU_DIFF_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "cpu/model.h"
@@ -24,13 +33,23 @@
 #define DIFF_CASES 256u
 #define SLOT_BYTES 512u
 #define SLOT_START 0x80u		/* the case's first byte in its slot */
-#define EXIT_BYTES 14u
+#define WINDOW_START 0x30u		/* data in a slot, never run */
+#define WINDOW_BYTES 0x40u
+#define SLOT_WRITABLE 224u		/* first slot in writable pages */
+#define EXIT_BYTES 7u
+#define EXIT_VA 0x68000000ull		/* no sum of two of the others */
 #define CODE_VA 0x10000000ull
 #define CODE_BYTES (DIFF_CASES * SLOT_BYTES)
+#define WRITABLE_VA (CODE_VA + SLOT_WRITABLE * SLOT_BYTES)
+#define WRITABLE_BYTES (CODE_BYTES - SLOT_WRITABLE * SLOT_BYTES)
 #define DATA_VA 0x20000000ull
 #define DATA_BYTES 0x2000u
 #define ROM_VA (DATA_VA + 0x3000)
 #define ROM_BYTES 0x1000u
+#define PLAIN_VA (DATA_VA + 0x5000)
+#define PLAIN_BYTES 0x1000u
+#define DEVICE_VA (PLAIN_VA + PLAIN_BYTES)
+#define DEVICE_BYTES 0x1000u
 #define STACK_VA 0x30000000ull
 #define STACK_BYTES 0x1000u
 #define FS_BASE (DATA_VA + 0x340)
@@ -38,6 +57,12 @@
 #define VSYSCALL_VA 0xffffffffff600000ull
 #define XSAVE_BYTES 832u		/* x87, SSE, AVX: standard format */
 #define VECTOR_EXIT 0xff		/* ran to its end */
+/* Selectors as Linux has them, and two of the LDT. */
+#define SEL_CODE32 0x23u
+#define SEL_DATA 0x2bu
+#define SEL_CODE64 0x33u
+#define SEL_FS 0x07u
+#define SEL_GS 0x0fu
 
 struct diff_state {
 	uint8_t fpu[XSAVE_AREA_SIZE] __attribute__((aligned(64)));	/* XSAVE_BYTES are used */
@@ -49,6 +74,7 @@ struct diff_state {
 struct diff_case {
 	uint8_t code[SLOT_BYTES];	/* the slot, without the exit */
 	unsigned len;			/* bytes from SLOT_START to the exit */
+	bool wide;			/* 64-bit code; else 32-bit */
 	unsigned insns;
 	uint64_t flags_undefined;
 	bool dot_product;		/* some flags of an unmasked exception in its middle are the CPU's choice */
@@ -57,9 +83,16 @@ struct diff_case {
 
 /* Shared with the child; mapped by it at the fixed addresses as well. */
 struct diff_shared {
-	uint8_t code[CODE_BYTES], data[DATA_BYTES], rom[ROM_BYTES], stack[STACK_BYTES];
+	uint8_t code[CODE_BYTES], data[DATA_BYTES], rom[ROM_BYTES], plain[PLAIN_BYTES], device[DEVICE_BYTES];
+	uint8_t stack[STACK_BYTES], exit[4096];
 	struct diff_state in[DIFF_CASES], out[DIFF_CASES];
+	bool wide[DIFF_CASES];
 };
+
+/* What a case may write. */
+enum diff_area { AREA_DATA, AREA_PLAIN, AREA_DEVICE, AREA_STACK, AREA_CODE /* the writable slots */, AREAS };
+struct area { uint64_t va; unsigned bytes; size_t offset; /* in struct diff_shared */ };
+extern const struct area diff_areas[AREAS];
 
 /* --- diff_native.c --- */
 struct native;
@@ -74,28 +107,53 @@ struct soft;
 struct soft *soft_new(const struct cpu_model *model, bool interpret_only);
 void soft_free(struct soft *s);
 uint8_t *soft_code(struct soft *s);
-uint8_t *soft_data(struct soft *s);
 uint8_t *soft_rom(struct soft *s);
-uint8_t *soft_stack(struct soft *s);
+uint8_t *soft_area(struct soft *s, enum diff_area area);
 void soft_code_changed(struct soft *s);
-bool soft_run_case(struct soft *s, const struct diff_state *in, struct diff_state *out);
+bool soft_run_case(struct soft *s, bool wide, const struct diff_state *in, struct diff_state *out);
 
 /* --- diff_gen.c --- */
 struct gen {
 	uint64_t seed;
 	const char *filter;		/* mnemonic; NULL: all */
 	const struct cpu_model *model;
-	unsigned rows[2048], nrows;
-	unsigned common[512], ncommon;	/* those that compilers use most */
+	bool wide;			/* the case is 64-bit code */
+	struct rows {
+		unsigned row[2048], n;
+		unsigned common[512], ncommon;	/* those that compilers use most */
+	} rows[2];			/* of 32-bit code, of 64-bit code */
+	uint32_t tried[2][2048];	/* how often */
 	unsigned base;			/* register that a sequence's accesses share; INSN_REG_NONE: each has its own */
 	uint64_t base_value;
+	uint64_t slot_va;
+	bool writable;			/* the case's slot is */
+	struct { uint8_t b[16]; } vector[512], x87[64];		/* values, new for each batch */
 };
 void gen_init(struct gen *g);		/* collects the rows that can run in user mode */
-uint64_t gen_u64(struct gen *g);
+static inline uint64_t gen_u64(struct gen *g)
+{
+	uint64_t z = g->seed += 0x9e3779b97f4a7c15ull;
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+	return z ^ z >> 31;
+}
+static inline unsigned gen_below(struct gen *g, unsigned n) { return (unsigned)((gen_u64(g) >> 32) * n >> 32); }
+static inline bool gen_one_in(struct gen *g, unsigned n) { return gen_below(g, n) == 0; }
+/* A single instruction, or a sequence, of 64-bit or 32-bit code, in the slot of that index. */
+void gen_case(struct gen *g, unsigned slot, bool sequence, bool wide, struct diff_case *c, struct diff_state *in);
+
+/* --- diff_value.c --- */
+void gen_values(struct gen *g);		/* the batch's */
+uint64_t gen_int(struct gen *g);
+void gen_fpu(struct gen *g, uint8_t *fpu);
 void gen_memory(struct gen *g, uint8_t *p, unsigned n);
 void gen_stack(struct gen *g, uint8_t *p);
-/* A single instruction, or a sequence. slot: its index, for branch targets. */
-void gen_case(struct gen *g, unsigned slot, bool sequence, struct diff_case *c, struct diff_state *in);
+
+/* --- diff_rows.c --- */
+/* NULL: the row can be tried in this mode. Else why not. */
+const char *row_exempt(const struct cpu_model *model, const struct x86_opcode *r, bool wide);
+/* Prints the rows that neither mode tries, and why. Returns how many rows should have been tried and were not. */
+unsigned rows_report(const struct gen *g, bool print);
 
 /* --- diff_choice.c --- */
 struct choice {

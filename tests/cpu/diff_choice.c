@@ -13,7 +13,12 @@ static bool insn_at(const struct diff_case *c, const struct diff_state *in, uint
 {
 	uint64_t at = rip - in->rip;
 	return at < c->len &&
-	       insn_decode(insn, c->code + SLOT_START + at, (unsigned)(c->len - at), INSN_64) == DECODE_OK;
+	       insn_decode(insn, c->code + SLOT_START + at, (unsigned)(c->len - at), c->wide ? INSN_64 : INSN_32) == DECODE_OK;
+}
+
+static uint64_t seg_base(const struct insn *in)
+{
+	return in->mem.seg == SEG_FS ? FS_BASE : in->mem.seg == SEG_GS ? GS_BASE : 0;
 }
 
 static uint64_t address_of(const struct insn *in, const struct diff_state *s)
@@ -25,7 +30,7 @@ static uint64_t address_of(const struct insn *in, const struct diff_state *s)
 		va += s->gpr[in->mem.index] << in->mem.scale;
 	if (in->addrsize == 4)
 		va = (uint32_t)va;
-	return va + (in->mem.seg == SEG_FS ? FS_BASE : in->mem.seg == SEG_GS ? GS_BASE : 0);
+	return va + seg_base(in);
 }
 
 static bool stores_x87(const struct insn *in)
@@ -52,6 +57,27 @@ static bool cancelled_store(const struct diff_case *c, const struct diff_state *
 	return stores_x87(&insn) && native->rip != soft->rip && (fpu_of(native)->fsw & 0x80);
 }
 
+/* An operand of 32-bit code that runs over the end of 4 GiB may break the limit of a flat segment or not (SDM vol. 3, 5.3). */
+static bool wraps(const struct diff_case *c, const struct diff_state *in, const struct diff_state *native,
+		  const struct diff_state *soft)
+{
+	const struct diff_state *limit = native->vector == EXC_GP || native->vector == EXC_SS ? native : soft;
+	struct insn insn;
+	if (c->wide || (limit->vector != EXC_GP && limit->vector != EXC_SS) || !insn_at(c, in, limit->rip, &insn))
+		return false;
+	uint64_t offset = insn.op == X86_ENTER ? limit->gpr[REG_RBP] : address_of(&insn, limit) - seg_base(&insn);
+	return (uint32_t)(offset + 64) < 128;
+}
+
+/* BOUND that is out of one bound, where the other's page is missing: not all CPUs look at both first. */
+static bool half_bound(const struct diff_case *c, const struct diff_state *in, const struct diff_state *native,
+		       const struct diff_state *soft)
+{
+	struct insn insn;
+	return native->vector == EXC_BR && soft->vector == EXC_PF && native->rip == soft->rip &&
+	       insn_at(c, in, soft->rip, &insn) && insn.op == X86_BOUND;
+}
+
 /* --- the same fault at the same instruction --- */
 
 /* Where the host stored the return address before it found the target of a CALL bad (Intel's: below RSP). */
@@ -60,6 +86,29 @@ static void call_stored(const struct insn *in, const struct diff_state *native, 
 	if (in->op != X86_CALL || native->vector != EXC_GP || native->below_rsp != native->rip + in->len)
 		return;
 	*ch = (struct choice){ .va = native->gpr[REG_RSP] - 8, .bytes = 8, .known = true, .value = native->below_rsp };
+}
+
+/* PUSHA and POPA that fault in the middle: what was pushed or popped before may stay. */
+static void all_registers(const struct insn *in, const struct diff_state *native, struct diff_state *soft,
+			  struct choice *ch)
+{
+	if (in->op == X86_PUSHA)
+		*ch = (struct choice){ .va = native->gpr[REG_RSP] - 8 * in->opsize, .bytes = 8 * in->opsize };
+	for (unsigned i = 0; in->op == X86_POPA && i < 8; i++)
+		soft->gpr[i] = native->gpr[i];
+}
+
+/* FRSTOR and FLDENV that fault in the middle: what was loaded before may stay. */
+static void image_loaded(const struct insn *in, const struct diff_state *native, struct diff_state *soft)
+{
+	struct x86_xsave *f = fpu_of(soft);
+	const struct x86_xsave *host = (const struct x86_xsave *)native->fpu;
+	if (in->op != X86_FRSTOR && in->op != X86_FLDENV)
+		return;
+	f->fcw = host->fcw;
+	f->fsw = host->fsw;
+	f->ftw_abridged = host->ftw_abridged;
+	memcpy(f->st, host->st, sizeof f->st);
 }
 
 /* Stores wider than 8 bytes by the x87 unit may have been done in part (SDM vol. 3, 8.1.1). */
@@ -154,7 +203,7 @@ bool choice_apply(const struct diff_case *c, const struct diff_state *in, struct
 {
 	struct insn insn;
 	*ch = (struct choice){ 0 };
-	if (cancelled_store(c, in, native, soft))
+	if (cancelled_store(c, in, native, soft) || wraps(c, in, native, soft) || half_bound(c, in, native, soft))
 		return false;
 	if (native->vector == VECTOR_EXIT || native->vector != soft->vector)
 		return true;
@@ -165,6 +214,8 @@ bool choice_apply(const struct diff_case *c, const struct diff_state *in, struct
 		return true;
 	call_stored(&insn, native, ch);
 	x87_stored(&insn, native, ch);
+	all_registers(&insn, native, soft, ch);
+	image_loaded(&insn, native, soft);
 	mmx_entered(&insn, native, soft);
 	string_registers(&insn, native, soft);
 	gather_registers(&insn, native, soft);

@@ -4,11 +4,19 @@
  * A case leaves by a jump through memory that touches no register (EXIT in diff.c), or by a signal, whose handler
  * notes vector, error code and address and resumes at the same exit with the registers as they were. The child's
  * FS base is the guest's meanwhile: nothing in between may use thread-local storage.
+ *
+ * 32-bit code is entered by a far jump to Linux's segment for it, and left by one back. FS and GS have descriptors in the
+ * LDT, DS and ES Linux's: in 64-bit code that makes no difference.
+ *
+ * The child may only read, write and return from signals (seccomp): whatever a case might become, it asks nothing of the
+ * host.
  */
 /* Without the GNU names for registers, which are ours as well. */
 #undef _GNU_SOURCE
 #define _DEFAULT_SOURCE
+#include <asm/ldt.h>
 #include <errno.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stddef.h>
@@ -26,7 +34,7 @@
 
 #define CASE_TIMEOUT_MS 5000
 
-enum { GREG_RIP = 16, GREG_EFL, GREG_ERR = 19, GREG_TRAPNO, GREG_CR2 = 22 };	/* sys/ucontext.h */
+enum { GREG_RIP = 16, GREG_EFL, GREG_CSGSFS, GREG_ERR = 19, GREG_TRAPNO, GREG_CR2 = 22 };	/* sys/ucontext.h */
 
 struct native {
 	struct diff_shared *shared;
@@ -34,22 +42,31 @@ struct native {
 	int fd, memory;
 };
 
+const struct area diff_areas[AREAS] = {
+	[AREA_DATA] = { DATA_VA, DATA_BYTES, offsetof(struct diff_shared, data) },
+	[AREA_PLAIN] = { PLAIN_VA, PLAIN_BYTES, offsetof(struct diff_shared, plain) },
+	[AREA_DEVICE] = { DEVICE_VA, DEVICE_BYTES, offsetof(struct diff_shared, device) },
+	[AREA_STACK] = { STACK_VA, STACK_BYTES, offsetof(struct diff_shared, stack) },
+	[AREA_CODE] = { WRITABLE_VA, WRITABLE_BYTES, offsetof(struct diff_shared, code) + SLOT_WRITABLE * SLOT_BYTES },
+};
+
 /* Registers of the case that runs now; the trampoline reaches them relative to RIP. The child is single-threaded. */
 struct native_frame {
 	uint64_t gpr[16];
 	uint64_t rflags, target, host_rsp, host_fs;
 	void *fpu_in, *fpu_out;
+	struct { uint32_t offset; uint16_t selector; } far;	/* 32-bit code's entry */
 };
 extern struct native_frame diff_frame;
 struct native_frame diff_frame;
 static volatile struct { uint64_t rip, cr2; uint32_t vector, error; } trap;
 
 void diff_enter(void);
-extern const char diff_exit[];
+extern const char diff_exit[], diff_enter32[];
 
 __asm__(
 	".text\n"
-	".globl diff_enter, diff_exit\n"
+	".globl diff_enter, diff_enter32, diff_exit\n"
 	"diff_enter:\n"
 	"	push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
 	"	mov %rsp, 144+diff_frame(%rip)\n"
@@ -80,6 +97,8 @@ __asm__(
 	"	mov 112+diff_frame(%rip), %r14\n"
 	"	mov 120+diff_frame(%rip), %r15\n"
 	"	jmp *136+diff_frame(%rip)\n"
+	"diff_enter32:\n"
+	"	ljmp *176+diff_frame(%rip)\n"
 	"diff_exit:\n"
 	"	mov %rax, 0+diff_frame(%rip)\n"
 	"	mov %rcx, 8+diff_frame(%rip)\n"
@@ -115,7 +134,8 @@ __asm__(
 	"	wrfsbase %rax\n"
 	"	pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx\n"
 	"	ret\n");
-_Static_assert(offsetof(struct native_frame, rflags) == 128 && offsetof(struct native_frame, fpu_out) == 168,
+_Static_assert(offsetof(struct native_frame, rflags) == 128 && offsetof(struct native_frame, fpu_out) == 168 &&
+	       offsetof(struct native_frame, far) == 176,
 	       "the trampoline knows the offsets");
 
 __attribute__((optimize("no-stack-protector"))) static void on_signal(int sig, siginfo_t *info, void *context)
@@ -127,6 +147,7 @@ __attribute__((optimize("no-stack-protector"))) static void on_signal(int sig, s
 	trap.rip = (uint64_t)r[GREG_RIP];
 	r[GREG_EFL] &= ~(greg_t)(FLAG_RF | FLAG_TF);
 	r[GREG_RIP] = (greg_t)(uintptr_t)diff_exit;
+	r[GREG_CSGSFS] = (r[GREG_CSGSFS] & ~(greg_t)0xffff) | SEL_CODE64;
 }
 
 static void run_case(struct diff_shared *sh, unsigned i)
@@ -135,7 +156,9 @@ static void run_case(struct diff_shared *sh, unsigned i)
 	struct diff_state *out = &sh->out[i];
 	memcpy(diff_frame.gpr, in->gpr, sizeof in->gpr);
 	diff_frame.rflags = in->rflags;
-	diff_frame.target = in->rip;
+	diff_frame.target = sh->wide[i] ? in->rip : (uint64_t)(uintptr_t)diff_enter32;
+	diff_frame.far.offset = (uint32_t)in->rip;
+	diff_frame.far.selector = SEL_CODE32;
 	diff_frame.fpu_in = (void *)(uintptr_t)in->fpu;
 	diff_frame.fpu_out = out->fpu;
 	memset(out->fpu + 512, 0, 64);
@@ -172,16 +195,40 @@ static void child_signals(void)
 		sigaction(signals[i], &sa, NULL);
 }
 
+/* The base of FS is that of the C library again. */
+static void child_segments(void)
+{
+	struct user_desc fs = { .entry_number = SEL_FS >> 3, .base_addr = FS_BASE, .limit = 0xfffff, .seg_32bit = 1,
+				.limit_in_pages = 1, .useable = 1 }, gs = fs;
+	uint64_t own;
+	gs.entry_number = SEL_GS >> 3;
+	gs.base_addr = GS_BASE;
+	if (syscall(SYS_modify_ldt, 0x11, &fs, sizeof fs) || syscall(SYS_modify_ldt, 0x11, &gs, sizeof gs))
+		_exit(3);
+	__asm__ volatile("rdfsbase %0\n"
+			 "mov %1, %%fs\n"
+			 "wrfsbase %0\n"
+			 "mov %2, %%gs\n"
+			 "mov %3, %%ds\n"
+			 "mov %3, %%es\n"
+			 : "=&r"(own) : "r"(SEL_FS), "r"(SEL_GS), "r"(SEL_DATA) : "memory");
+}
+
 static _Noreturn void child_main(struct native *n)
 {
-	uint64_t ask, gs = GS_BASE;
+	uint64_t ask;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	child_signals();
-	child_map(n, CODE_VA, offsetof(struct diff_shared, code), CODE_BYTES, PROT_READ | PROT_EXEC);
+	child_map(n, CODE_VA, offsetof(struct diff_shared, code), WRITABLE_VA - CODE_VA, PROT_READ | PROT_EXEC);
+	child_map(n, WRITABLE_VA, offsetof(struct diff_shared, code) + WRITABLE_VA - CODE_VA, WRITABLE_BYTES,
+		  PROT_READ | PROT_WRITE | PROT_EXEC);
+	child_map(n, EXIT_VA, offsetof(struct diff_shared, exit), sizeof n->shared->exit, PROT_READ | PROT_EXEC);
+	child_map(n, PLAIN_VA, offsetof(struct diff_shared, plain), PLAIN_BYTES + DEVICE_BYTES, PROT_READ | PROT_WRITE);
 	child_map(n, DATA_VA, offsetof(struct diff_shared, data), DATA_BYTES, PROT_READ | PROT_WRITE);
 	child_map(n, ROM_VA, offsetof(struct diff_shared, rom), ROM_BYTES, PROT_READ);
 	child_map(n, STACK_VA, offsetof(struct diff_shared, stack), STACK_BYTES, PROT_READ | PROT_WRITE);
-	__asm__ volatile("wrgsbase %0" : : "r"(gs));
+	child_segments();
+	prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT);
 	while (read(n->fd, &ask, sizeof ask) == sizeof ask) {
 		for (uint32_t i = (uint32_t)ask, end = i + (uint32_t)(ask >> 32); i < end; i++) {
 			n->shared->out[i].vector = ~0u;
@@ -227,6 +274,9 @@ struct native *native_new(void)
 	n->shared = mmap(NULL, sizeof *n->shared, PROT_READ | PROT_WRITE, MAP_SHARED, n->memory, 0);
 	if (n->shared == MAP_FAILED)
 		goto fail;
+	const uint64_t to = (uint64_t)(uintptr_t)diff_exit;
+	memcpy(n->shared->exit, "\xff\x25\0\0\0\0", 6);	/* jmp *(%rip) */
+	memcpy(n->shared->exit + 6, &to, 8);
 	for (unsigned i = 0; i < DIFF_CASES; i++)	/* XRSTOR wants a clean header */
 		memset(&n->shared->out[i], 0, sizeof n->shared->out[i]);
 	if (!child_start(n))
@@ -246,9 +296,6 @@ void native_free(struct native *n)
 }
 
 struct diff_shared *native_shared(struct native *n) { return n->shared; }
-
-uint64_t native_exit_address(void);
-uint64_t native_exit_address(void) { return (uint64_t)(uintptr_t)diff_exit; }
 
 bool native_run(struct native *n, unsigned first, unsigned count, unsigned *at)
 {

@@ -10,6 +10,7 @@
 
 enum { GPA_TABLES = 0x10000, GPA_IDT = 0x30000, GPA_GDT = 0x31000, GPA_TSS = 0x32000, GPA_HANDLERS = 0x33000,
        GPA_KSTACK = 0x34000, GPA_CODE = 0x100000, GPA_DATA = 0x200000, GPA_ROM = 0x210000, GPA_STACK = 0x220000,
+       GPA_PLAIN = 0x230000, GPA_EXIT = 0x240000, GPA_DEVICE = 0x10000000,
        RAM_BYTES = 4 << 20 };
 #define KSTACK_TOP (GPA_KSTACK + 0x1000)
 #define PTE_USER 7ull
@@ -21,6 +22,7 @@ struct soft {
 	struct vcpu *v;
 	struct x86_state user;		/* what every case starts from */
 	unsigned tables;
+	uint8_t device[DEVICE_BYTES];
 };
 
 static bool no_irq(void *opaque) { return false; }
@@ -29,6 +31,19 @@ static uint8_t no_tpr(void *opaque) { return 0; }
 static void no_set_tpr(void *opaque, uint8_t tpr) { }
 static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
 static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
+
+/* The device: memory, by way of its ops. */
+static uint64_t device_read(void *opaque, uint64_t offset, unsigned size)
+{
+	uint64_t v = 0;
+	memcpy(&v, ((struct soft *)opaque)->device + offset, size);
+	return v;
+}
+static void device_write(void *opaque, uint64_t offset, unsigned size, uint64_t value)
+{
+	memcpy(((struct soft *)opaque)->device + offset, &value, size);
+}
+static const struct io_ops device_ops = { device_read, device_write, 1, 8 };
 
 static uint8_t *ram(struct soft *s, uint64_t gpa) { return map_ptr(s->map, gpa, 1, true); }
 
@@ -53,7 +68,12 @@ static void map_range(struct soft *s, uint64_t va, uint64_t gpa, uint64_t bytes,
 static void memory_init(struct soft *s)
 {
 	map_range(s, GPA_IDT, GPA_IDT, 0x5000, 3);
-	map_range(s, CODE_VA, GPA_CODE, CODE_BYTES, 5);
+	map_range(s, CODE_VA, GPA_CODE, WRITABLE_VA - CODE_VA, 5);
+	map_range(s, WRITABLE_VA, GPA_CODE + (WRITABLE_VA - CODE_VA), WRITABLE_BYTES, PTE_USER);
+	map_range(s, EXIT_VA, GPA_EXIT, 4096, 5);
+	memset(ram(s, GPA_EXIT), 0xf4, 4096);
+	map_range(s, PLAIN_VA, GPA_PLAIN, PLAIN_BYTES, PTE_USER | PTE_NX);
+	map_range(s, DEVICE_VA, GPA_DEVICE, DEVICE_BYTES, PTE_USER | PTE_NX);
 	map_range(s, DATA_VA, GPA_DATA, DATA_BYTES, PTE_USER | PTE_NX);
 	map_range(s, ROM_VA, GPA_ROM, ROM_BYTES, 5 | PTE_NX);
 	map_range(s, STACK_VA, GPA_STACK, STACK_BYTES, PTE_USER | PTE_NX);
@@ -65,6 +85,7 @@ static void memory_init(struct soft *s)
 	}
 	gdt[2] = 0x00af9b000000ffff;	/* 10: kernel code */
 	gdt[3] = 0x00cf93000000ffff;	/* 18: kernel data */
+	gdt[4] = 0x00cffb000000ffff;	/* 23: 32-bit user code */
 	gdt[5] = 0x00cff3000000ffff;	/* 2b: user data */
 	gdt[6] = 0x00affb000000ffff;	/* 33: user code */
 	memcpy(ram(s, GPA_TSS + 4), &top, 8);
@@ -79,10 +100,10 @@ static void state_user(struct x86_state *s)
 	s->xcr0 = 7;
 	s->efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
 	for (unsigned i = 0; i < SEG_COUNT; i++)
-		s->seg[i] = (struct x86_segment){ 0 };
-	s->seg[SEG_CS] = (struct x86_segment){ .limit = ~0u, .selector = 0x33, .attr = 0xa0fb };
-	s->seg[SEG_SS] = (struct x86_segment){ .limit = ~0u, .selector = 0x2b, .attr = 0xc0f3 };
+		s->seg[i] = (struct x86_segment){ .limit = ~0u, .selector = SEL_DATA, .attr = 0xc0f3 };
+	s->seg[SEG_FS].selector = SEL_FS;
 	s->seg[SEG_FS].base = FS_BASE;
+	s->seg[SEG_GS].selector = SEL_GS;
 	s->seg[SEG_GS].base = GS_BASE;
 	s->tr = (struct x86_segment){ .base = GPA_TSS, .limit = 0x67, .selector = 0x40, .attr = 0x8b };
 	s->idtr = (struct x86_table){ GPA_IDT, 0xfff };
@@ -97,6 +118,8 @@ struct soft *soft_new(const struct cpu_model *model, bool interpret_only)
 	struct soft *s = calloc(1, sizeof *s);
 	struct error e;
 	if (!s || !(s->map = map_new()) || map_add_ram(s->map, 0, RAM_BYTES, &e) < 0)
+		abort();
+	if (!map_add_mmio(s->map, GPA_DEVICE, DEVICE_BYTES, &device_ops, s, "device"))
 		abort();
 	cfg.map = s->map;
 	if (engine_soft.create(&s->en, &cfg, &e) < 0 || engine_soft.vcpu_create(&s->v, s->en, &w, &e) < 0)
@@ -117,18 +140,25 @@ void soft_free(struct soft *s)
 }
 
 uint8_t *soft_code(struct soft *s) { return ram(s, GPA_CODE); }
-uint8_t *soft_data(struct soft *s) { return ram(s, GPA_DATA); }
 uint8_t *soft_rom(struct soft *s) { return ram(s, GPA_ROM); }
-uint8_t *soft_stack(struct soft *s) { return ram(s, GPA_STACK); }
+uint8_t *soft_area(struct soft *s, enum diff_area area)
+{
+	static const uint64_t gpa[AREAS] = { [AREA_DATA] = GPA_DATA, [AREA_PLAIN] = GPA_PLAIN, [AREA_STACK] = GPA_STACK,
+					     [AREA_CODE] = GPA_CODE + (WRITABLE_VA - CODE_VA) };
+
+	return area == AREA_DEVICE ? s->device : ram(s, gpa[area]);
+}
 void soft_code_changed(struct soft *s) { map_wrote(s->map, GPA_CODE, CODE_BYTES); }
 
-static void state_start(struct soft *s, const struct diff_state *in)
+static void state_start(struct soft *s, bool wide, const struct diff_state *in)
 {
 	struct x86_state *g = &s->v->s;
 	memcpy(g->gpr, in->gpr, sizeof in->gpr);
 	g->rip = in->rip;
 	g->rflags = in->rflags;
 	memcpy(g->seg, s->user.seg, sizeof g->seg);
+	g->seg[SEG_CS].selector = wide ? SEL_CODE64 : SEL_CODE32;
+	g->seg[SEG_CS].attr = wide ? 0xa0fb : 0xc0fb;
 	memcpy(g->fpu.raw, in->fpu, XSAVE_BYTES);
 	g->activity = ACTIVITY_RUNNING;
 	g->shadow = 0;
@@ -150,12 +180,12 @@ static void state_finish(struct soft *s, struct diff_state *out)
 	memcpy(out->fpu, g->fpu.raw, XSAVE_BYTES);
 }
 
-bool soft_run_case(struct soft *s, const struct diff_state *in, struct diff_state *out)
+bool soft_run_case(struct soft *s, bool wide, const struct diff_state *in, struct diff_state *out)
 {
 	struct error e;
 	enum exit_reason why;
 	*(uint64_t *)ram(s, KSTACK_TOP - 48) = 0;
-	state_start(s, in);
+	state_start(s, wide, in);
 	do
 		why = engine_soft.run(s->v, &e);
 	while (why == EXIT_KICKED);
