@@ -66,7 +66,7 @@ static bool wraps(const struct diff_case *c, const struct diff_state *in, const 
 	if (c->wide || (limit->vector != EXC_GP && limit->vector != EXC_SS) || !insn_at(c, in, limit->rip, &insn))
 		return false;
 	uint64_t offset = insn.op == X86_ENTER ? limit->gpr[REG_RBP] : address_of(&insn, limit) - seg_base(&insn);
-	return (uint32_t)(offset + 64) < 128;
+	return (uint32_t)(offset + 512) < 1024;		/* FXRSTOR takes 512 bytes */
 }
 
 /* BOUND that is out of one bound, where the other's page is missing: not all CPUs look at both first. */
