@@ -166,8 +166,8 @@ static bool encode(struct gen *g, const struct x86_opcode *r, uint8_t *p, struct
 		return false;		/* reads 2 bytes on Intel, 4 on AMD */
 	if (!g->wide && in->op == X86_PUSH_SEG && in->opsize == 4)
 		return false;		/* writes 2 bytes on Intel, 4 on AMD */
-	if (in->op == X86_CMPS && in->addrsize == 2)
-		return false;		/* both operands are bad: which faults first is the CPU's choice */
+	if (in->addrsize == 2 && (in->op == X86_CMPS || in->op == X86_FXRSTOR || in->op == X86_FRSTOR))
+		return false;		/* nothing lies there, and of two operands, or many fields, any may fault first */
 	if (double_shift16(in) &&
 	    (in->opcode & 1 ? in->mem.base == REG_RCX || in->mem.index == REG_RCX : (in->imm & 31) > 16))
 		return false;
