@@ -12,12 +12,15 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "host/coroutine.h"
 
 #define NEVER UINT64_MAX
+/* epoll's timeouts stand still while the host is suspended; what is so near may come so late. */
+#define LATE_MAX_NS 20000000u
 
 struct loop_fd {
 	struct loop *loop;
@@ -41,6 +44,8 @@ struct post { void (*fn)(void *); void *opaque; struct post *next; };
 
 struct loop {
 	int epoll, wake;
+	int alarm;			/* timerfd: ends a sleep that the host's suspension stretches */
+	uint64_t alarm_ns;		/* what it is set to; 0: it is not */
 	atomic_bool stop;
 	pthread_mutex_t lock;
 	struct loop_timer *timers;
@@ -54,7 +59,7 @@ struct loop {
 uint64_t clock_now_ns(void)
 {
 	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(CLOCK_BOOTTIME, &t);
 	return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
@@ -67,8 +72,10 @@ struct loop *loop_new(void)
 	l->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	l->posts_tail = &l->posts;
 	pthread_mutex_init(&l->lock, NULL);
-	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = NULL };
-	if (l->epoll < 0 || l->wake < 0 || epoll_ctl(l->epoll, EPOLL_CTL_ADD, l->wake, &ev) < 0) {
+	l->alarm = timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK);
+	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = NULL }, ring = { .events = EPOLLIN, .data.ptr = &l->alarm };
+	if (l->epoll < 0 || l->wake < 0 || l->alarm < 0 || epoll_ctl(l->epoll, EPOLL_CTL_ADD, l->wake, &ev) < 0 ||
+	    epoll_ctl(l->epoll, EPOLL_CTL_ADD, l->alarm, &ring) < 0) {
 		int err = errno;
 		loop_free(l);
 		errno = err;
@@ -106,6 +113,8 @@ void loop_free(struct loop *l)
 		close(l->epoll);
 	if (l->wake >= 0)
 		close(l->wake);
+	if (l->alarm >= 0)
+		close(l->alarm);
 	pthread_mutex_destroy(&l->lock);
 	free(l);
 }
@@ -183,6 +192,20 @@ static uint64_t begin_sleep(struct loop *l)
 	return until;
 }
 
+static void alarm_set(struct loop *l, uint64_t until)
+{
+	struct itimerspec at = { .it_value = { (time_t)(until / 1000000000u), (long)(until % 1000000000u) } };
+	if (l->alarm_ns != until && timerfd_settime(l->alarm, TFD_TIMER_ABSTIME, &at, NULL) == 0)
+		l->alarm_ns = until;
+}
+
+static int alarm_drain(struct loop *l)
+{
+	uint64_t times;
+	l->alarm_ns = 0;
+	return read(l->alarm, &times, sizeof times) < 0 && errno != EAGAIN ? -errno : 0;
+}
+
 static int wait_events(struct loop *l, struct epoll_event *ev, int max, uint64_t until)
 {
 	struct timespec ts, *wait = NULL;
@@ -191,6 +214,8 @@ static int wait_events(struct loop *l, struct epoll_event *ev, int max, uint64_t
 		ts.tv_sec = (time_t)(left / 1000000000u);
 		ts.tv_nsec = (long)(left % 1000000000u);
 		wait = &ts;
+		if (left > LATE_MAX_NS)
+			alarm_set(l, until);
 	}
 	int n = epoll_pwait2(l->epoll, ev, max, wait, NULL);
 	pthread_mutex_lock(&l->lock);
@@ -204,10 +229,15 @@ static int dispatch(struct loop *l, const struct epoll_event *ev, int n)
 	for (int i = 0; i < n; i++) {
 		struct loop_fd *w = ev[i].data.ptr;
 		uint64_t drain;
-		if (w && !w->dead)
+		int ret;
+		if (ev[i].data.ptr == &l->alarm) {
+			if ((ret = alarm_drain(l)))
+				return ret;
+		} else if (w && !w->dead) {
 			w->fn(w->opaque, ev[i].events);
-		else if (!w && read(l->wake, &drain, sizeof drain) < 0 && errno != EAGAIN)
+		} else if (!w && read(l->wake, &drain, sizeof drain) < 0 && errno != EAGAIN) {
 			return -errno;
+		}
 	}
 	run_posts(l);
 	run_timers(l);

@@ -28,7 +28,8 @@ struct loop_fd *loop_fd_add(struct loop *l, int fd, uint32_t events, loop_fd_fn 
 void loop_fd_set_events(struct loop_fd *w, uint32_t events);
 void loop_fd_del(struct loop_fd *w);	/* safe inside its own callback */
 
-/* One-shot timers on CLOCK_MONOTONIC; deadline_ns absolute. Re-arm at will, also from any thread. */
+/* One-shot timers on the clock of clock_now_ns(); deadline_ns absolute. Re-arm at will, also from any thread. After the host
+ * was suspended those that came due meanwhile run at once. */
 typedef void loop_timer_fn(void *opaque);
 struct loop_timer *loop_timer_new(struct loop *l, loop_timer_fn *fn, void *opaque);
 void loop_timer_set(struct loop_timer *t, uint64_t deadline_ns);	/* any thread */
@@ -38,7 +39,7 @@ void loop_timer_free(struct loop_timer *t);
 /* Runs fn(opaque) once on the loop thread, soon; any thread. Order is kept. */
 void loop_post(struct loop *l, void (*fn)(void *opaque), void *opaque);
 
-/* CLOCK_MONOTONIC in ns. */
+/* The time that has gone by, in ns: CLOCK_BOOTTIME, so that it goes on while the host is suspended (docs/clocks.md). */
 uint64_t clock_now_ns(void);
 
 #endif

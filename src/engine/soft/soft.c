@@ -579,7 +579,7 @@ __attribute__((target("general-regs-only"))) uint64_t soft_tsc(struct vcpu *v)
 
 	if (en->host_tsc)
 		return __builtin_ia32_rdtsc() + v->s.tsc_offset;
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(CLOCK_BOOTTIME, &t);		/* as clock_now_ns() */
 	ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec - en->tsc_start_ns;
 	return (uint64_t)((unsigned __int128)ns * en->tsc_scale >> TSC_SHIFT) + v->s.tsc_offset;
 }
