@@ -34,12 +34,19 @@ void emit_modrm_mem(struct emitter *e, unsigned reg, const struct host_mem *m)
 		e_u32(e, (uint32_t)m->disp);
 }
 
+static void emit_segment(struct emitter *e, struct host_mem *m)
+{
+	if (m->gs && e->low)
+		m->disp += (int32_t)e->low;
+	else if (m->gs)
+		e1(e, 0x65);
+}
+
 void emit_op_mem(struct emitter *e, bool w, uint8_t opcode, unsigned reg, struct host_mem m)
 {
 	unsigned rex = emit_rex(reg, &m, w);
 
-	if (m.gs)
-		e1(e, 0x65);
+	emit_segment(e, &m);
 	if (rex)
 		e1(e, 0x40 | rex);
 	e1(e, opcode);
@@ -50,8 +57,7 @@ void emit_op_mem2(struct emitter *e, uint8_t opcode, unsigned reg, struct host_m
 {
 	unsigned rex = emit_rex(reg, &m, false);
 
-	if (m.gs)
-		e1(e, 0x65);
+	emit_segment(e, &m);
 	if (rex)
 		e1(e, 0x40 | rex);
 	e2(e, 0x0f, opcode);

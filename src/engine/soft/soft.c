@@ -492,11 +492,14 @@ static void soft_destroy(struct engine *eng)
 	free(eng);
 }
 
-/* Zeroed; its TLB takes memory only as it is used. */
+/* Zeroed; its TLB takes memory only as it is used. Below 2 GiB if there is room: see struct emitter. */
 static struct vcpu *vcpu_alloc(void)
 {
-	void *p = mmap(NULL, sizeof(struct vcpu), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	void *p = mmap(NULL, sizeof(struct vcpu), PROT_READ | PROT_WRITE, flags | MAP_32BIT, -1, 0);
 
+	if (p == MAP_FAILED)
+		p = mmap(NULL, sizeof(struct vcpu), PROT_READ | PROT_WRITE, flags, -1, 0);
 	return p == MAP_FAILED ? NULL : p;
 }
 

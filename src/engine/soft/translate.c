@@ -63,6 +63,13 @@ static uint32_t code_bytes(const struct vcpu *v)
 	return bytes > CODE_BYTES_MAX ? CODE_BYTES_MAX : bytes < CODE_BYTES_MIN ? CODE_BYTES_MIN : bytes;
 }
 
+static uint32_t low_address(const struct vcpu *v)
+{
+	uint64_t end = (uint64_t)(uintptr_t)(v + 1);
+
+	return end <= INT32_MAX ? (uint32_t)(uintptr_t)v : 0;
+}
+
 int translator_vcpu_init(struct vcpu *v, struct error *e)
 {
 	struct trans_vcpu *t = calloc(1, sizeof *t);
@@ -81,7 +88,7 @@ int translator_vcpu_init(struct vcpu *v, struct error *e)
 		goto fail_parts;
 	pthread_mutex_init(&t->inbox_lock, NULL);
 	v->trans = t;
-	em.p = t->mem.rw;
+	em = t->build->e = (struct emitter){ t->mem.rw, low_address(v) };
 	trans_emit_trampolines(v, &em);
 	system_emit_visits(v, &em);
 	mem_emit_refills(v, &em);
