@@ -201,6 +201,42 @@ static void vector_insn(struct program *p)
 	operand(p, rnd(p, 8), base, (int32_t)rnd(p, 96) - 32);
 }
 
+/* mov rcx, index ; op reg, [base + rcx * scale + disp], or without a base. */
+static void indexed_insn(struct program *p)
+{
+	static const uint8_t ops[] = { 0x8b, 0x89, 0x03, 0x01, 0x39, 0x3b };
+	unsigned reg = pick_value(p), base = pick_base(p), scale = rnd(p, 4), rex = 0x48 | (reg & 8 ? 4 : 0);
+	bool alone = !rnd(p, 4);
+
+	mov_imm(p, REG_RCX, alone ? pick_address(p) >> scale : (uint64_t)rnd(p, 64) - 32);
+	put(p, alone ? rex : rex | base >> 3), put(p, ops[rnd(p, sizeof ops)]);
+	put(p, (alone ? 0x04 : 0x44) | (reg & 7) << 3), put(p, scale << 6 | REG_RCX << 3 | (alone ? 5 : base & 7));
+	if (alone)
+		put32(p, rnd(p, 64) - 32);
+	else
+		put(p, rnd(p, 64) - 32);
+}
+
+/* and base, -16 ; movaps [base + disp]: now and then of a misaligned address. */
+static void aligned_insn(struct program *p)
+{
+	unsigned base = pick_base(p);
+
+	if (rnd(p, 16))
+		put(p, 0x48 | base >> 3), put(p, 0x83), put(p, 0xe0 | (base & 7)), put(p, 0xf0);
+	put(p, 0x40 | base >> 3), put(p, 0x0f), put(p, rnd(p, 2) ? 0x28 : 0x29);
+	operand(p, rnd(p, 8), base, rnd(p, 24) ? ((int32_t)rnd(p, 8) - 3) * 16 : 8);
+}
+
+/* AH, CH, DH or BH and memory. */
+static void high_byte_insn(struct program *p)
+{
+	static const uint8_t ops[] = { 0x88, 0x88, 0x8a, 0x00, 0x02, 0x38, 0x3a, 0x84, 0x86 };
+
+	put(p, ops[rnd(p, sizeof ops)]);
+	operand(p, 4 + rnd(p, 3), rnd(p, 2) ? REG_RBX : REG_RBP, pick_disp(p));
+}
+
 /* Moves a base by a number, to another base, or somewhere else. */
 static void base_insn(struct program *p)
 {
@@ -294,7 +330,10 @@ static void program_make(struct program *p, uint64_t seed)
 	mov_imm(p, REG_R8, pick_address(p));
 	mov_imm(p, REG_R14, pick_address(p));
 	for (unsigned i = 4 + rnd(p, 24); i; i--)
-		switch (rnd(p, 10)) {
+		switch (rnd(p, 13)) {
+		case 10: indexed_insn(p); break;
+		case 11: aligned_insn(p); break;
+		case 12: high_byte_insn(p); break;
 		case 0: case 9: base_insn(p); break;
 		case 1: case 2: stack_insn(p); break;
 		case 3: flags_insn(p); break;
