@@ -46,6 +46,11 @@ bool mem_translatable(const struct block_build *b, const struct insn *in)
 	return in->addrsize == 8 && d == (int32_t)d;
 }
 
+static struct host_mem segment_base(unsigned seg)
+{
+	return hm_gs(offsetof(struct vcpu, s.seg) + seg * sizeof(struct x86_segment));
+}
+
 /* T0 += base of FS or GS; in 32-bit code if nothing but the base matters. */
 static void segment_add(struct block_build *b, struct block_insn *bi, bool flags_saved)
 {
@@ -57,7 +62,7 @@ static void segment_add(struct block_build *b, struct block_insn *bi, bool flags
 		emit_cmp_imm8(&b->e, true, hm_gs(OFF_HOT(segment_flat) + seg - SEG_FS), 1);
 		block_stub(b, STUB_STEP, emit_jcc(&b->e, CC_NE), bi->offset)->flags_saved = flags_saved;
 	}
-	emit_op_mem(&b->e, b->wide, 0x03, H_T0, hm_gs(offsetof(struct vcpu, s.seg) + seg * sizeof(struct x86_segment)));
+	emit_op_mem(&b->e, b->wide, 0x03, H_T0, segment_base(seg));
 }
 
 void address_translate(struct block_build *b, const struct insn *in, unsigned reg, unsigned next_offset, bool wide)
@@ -188,27 +193,31 @@ static struct host_mem group_operand(struct block_build *b, unsigned group, unsi
 	return (struct host_mem){ (uint8_t)host_reg_of(base), H_T1, 0, false, disp };
 }
 
-/* Can the access be made through the guest's own registers and the addend? 32-bit addresses wrap, and registers may have
- * upper halves: there only T0 is right. */
+/* Can the access be made through the addend and what the address was computed from? 32-bit addresses wrap, and registers
+ * may have upper halves: there only T0 is right. */
 static bool operand_direct(const struct block_build *b, const struct insn *in)
 {
-	return b->wide && in->mem.seg != SEG_FS && in->mem.seg != SEG_GS && !in->mem.rip &&
-	       (in->mem.base == INSN_REG_NONE || host_reg_of(in->mem.base) != H_NONE) &&
-	       (in->mem.index == INSN_REG_NONE || host_reg_of(in->mem.index) != H_NONE);
+	return b->wide && (in->mem.index == INSN_REG_NONE || host_reg_of(in->mem.index) != H_NONE);
 }
 
-/* The addend is in T1. Flags stay. */
-static struct host_mem direct_operand(struct block_build *b, const struct insn *in)
+/* The addend is in T1, and flags may be lost. */
+static struct host_mem direct_operand(struct block_build *b, const struct block_insn *bi)
 {
-	bool base = in->mem.base != INSN_REG_NONE, index = in->mem.index != INSN_REG_NONE;
-	uint8_t t1 = H_T1, base_reg = base ? (uint8_t)host_reg_of(in->mem.base) : H_NONE;
+	const struct insn *in = &bi->in;
+	unsigned seg = in->mem.seg, base = in->mem.base == INSN_REG_NONE ? (unsigned)H_NONE : host_reg_of(in->mem.base);
+	int32_t disp = (int32_t)in->mem.disp + (in->mem.rip ? bi->offset + in->len : 0);
 
-	if (!index)
-		return base ? (struct host_mem){ base_reg, t1, 0, false, (int32_t)in->mem.disp }
-			    : hm_base(t1, (int32_t)in->mem.disp);
-	if (base)
-		emit_lea(&b->e, t1, (struct host_mem){ t1, base_reg, 0, false, 0 });
-	return (struct host_mem){ t1, (uint8_t)host_reg_of(in->mem.index), in->mem.scale, false, (int32_t)in->mem.disp };
+	if (in->mem.rip)
+		emit_op_mem(&b->e, true, 0x03, H_T1, hm_gs(OFF_HOT(page)));	/* add */
+	else if (in->mem.base != INSN_REG_NONE && base == H_NONE)
+		emit_op_mem(&b->e, true, 0x03, H_T1, hm_gs(OFF_GPR(in->mem.base)));
+	if (seg == SEG_FS || seg == SEG_GS)
+		emit_op_mem(&b->e, true, 0x03, H_T1, segment_base(seg));
+	if (in->mem.index == INSN_REG_NONE)
+		return base == H_NONE ? hm_base(H_T1, disp) : (struct host_mem){ (uint8_t)base, H_T1, 0, false, disp };
+	if (base != H_NONE)
+		emit_lea(&b->e, H_T1, (struct host_mem){ H_T1, (uint8_t)base, 0, false, 0 });
+	return (struct host_mem){ H_T1, (uint8_t)host_reg_of(in->mem.index), in->mem.scale, false, disp };
 }
 
 struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write,
@@ -237,7 +246,7 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 		align_check(b, bi, align, live);
 	if (operand_direct(b, in)) {
 		emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
-		m = direct_operand(b, in);
+		m = direct_operand(b, bi);
 		*spare = H_T0;
 	} else {
 		host_address(b, write);
