@@ -8,15 +8,13 @@
  *
  * Links inside a guest page go with its blocks. Those from other pages lead to entries that look at the page's cell, and a
  * page's cell never matches again once the page was dropped: so dropping a page needs no unlinking. What remains are jump
- * cache entries.
+ * cache entries: a block's can stand in 16 slots, as its offset in the page is known.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #include "engine/soft/translate_private.h"
-
-static void jump_cache_drop_dead(struct vcpu *v);
 
 static uint32_t block_hash(uint32_t ram_page, unsigned offset, unsigned mode)
 {
@@ -120,19 +118,6 @@ static void cell_set(struct vcpu *v, const struct tblock *k, uint64_t page, bool
 	l->e[l->count++] = k->cell;
 }
 
-/* Pages for which INVLPG was executed. */
-static void cells_filter(struct vcpu *v, unsigned list)
-{
-	const struct interp *ip = interp_of(v);
-	struct trans_vcpu *t = trans_of(v);
-	struct cell_list *l = &t->celled[list];
-
-	for (unsigned i = 0; i < l->count; i++)
-		for (unsigned f = 0; f < ip->flushed_count; f++)
-			if (v->hot.page_at[l->e[i]] == ip->flushed[f])
-				v->hot.page_at[l->e[i]] = t->cell_invalid;
-}
-
 void cells_init(struct vcpu *v, uint64_t invalid)
 {
 	trans_of(v)->cell_invalid = invalid;
@@ -140,17 +125,23 @@ void cells_init(struct vcpu *v, uint64_t invalid)
 		v->hot.page_at[i] = invalid;
 }
 
+/* After jump_cache_flush(). */
 static void cells_reset(struct vcpu *v)
 {
 	struct trans_vcpu *t = trans_of(v);
 
-	cells_clear(v, 0);
-	cells_clear(v, 1);
 	memset(t->cell_hash, 0, sizeof t->cell_hash);
 	t->cell_count = 0;
 }
 
 /* --- blocks --- */
+
+/* Slot 0 must not match RIP 0: rip + rip is zero there. */
+static void slot_clear(struct jump_slot *s, unsigned index)
+{
+	s->rip = index ? 0 : 1;
+	s->host = NULL;
+}
 
 struct tblock *cache_add(struct vcpu *v, uint32_t ram_page, uint64_t gpa, unsigned mode, uint32_t version)
 {
@@ -192,6 +183,19 @@ void translate_drop_all(struct vcpu *v)
 		cache_flush(v);
 }
 
+static void block_drop(struct vcpu *v, struct tblock *k)
+{
+	struct jump_slot *slots = v->hot.jump[k->mode % TRANSLATE_MODES];
+	const uint8_t *host = cache_rx(trans_of(v), k->far_entry);
+
+	k->live = false;
+	if (!slots || !k->far_entry)
+		return;
+	for (unsigned i = k->offset; i < JUMP_CACHE_ENTRIES; i += GUEST_PAGE_SIZE)
+		if (slots[i].host == host)
+			slot_clear(&slots[i], i);
+}
+
 void cache_drop_page(struct vcpu *v, uint32_t ram_page)
 {
 	struct trans_vcpu *t = trans_of(v);
@@ -201,9 +205,9 @@ void cache_drop_page(struct vcpu *v, uint32_t ram_page)
 	while (*link) {
 		struct tblock *k = &t->blocks[*link];
 		if (k->ram_page == ram_page) {
-			k->live = false;
+			block_drop(v, k);
 			if (k->partner)
-				t->blocks[k->partner].live = false;
+				block_drop(v, &t->blocks[k->partner]);
 			*link = k->page_next;
 		} else {
 			link = &k->page_next;
@@ -233,7 +237,6 @@ void cache_inbox(struct vcpu *v)
 	}
 	for (uint32_t i = 0; i < n; i++)
 		cache_drop_page(v, pages[i]);
-	jump_cache_drop_dead(v);
 	t->generation++;
 }
 
@@ -268,92 +271,81 @@ int jump_cache_need(struct vcpu *v, unsigned mode)
 	s = mmap(NULL, JUMP_CACHE_ENTRIES * sizeof *s, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (s == MAP_FAILED)
 		return -ENOMEM;
-	s[0].rip = 1;	/* no other slot's zero is a RIP that is looked up there */
+	slot_clear(&s[0], 0);
 	v->hot.jump[mode] = s;
 	return 0;
 }
 
-static struct jump_slot *filled_slot(struct vcpu *v, const struct filled *f)
+static void filled_clear(struct vcpu *v, const struct filled *f)
 {
-	return (struct jump_slot *)v->hot.jump[f->mode] + f->slot;
+	slot_clear((struct jump_slot *)v->hot.jump[f->mode] + f->slot, f->slot);
 }
 
-static void slot_clear(struct vcpu *v, const struct filled *f)
+static uint16_t *fill_head(struct fill_list *l, uint64_t page)
 {
-	filled_slot(v, f)->rip = f->slot ? 0 : 1;
+	return &l->head[(page >> GUEST_PAGE_SHIFT) % FILL_HEADS];
 }
 
-static void list_clear(struct vcpu *v, struct fill_list *l)
+static struct filled *fill_add(struct fill_list *l, uint64_t page)
 {
-	for (unsigned i = 0; i < l->count; i++)
-		slot_clear(v, &l->e[i]);
+	uint16_t *head = fill_head(l, page);
+	struct filled *f = &l->e[++l->count];
+
+	f->page = page;
+	f->next = *head;
+	*head = (uint16_t)l->count;
+	return f;
+}
+
+/* Slots that were filled for others since are emptied as well: too often, never too seldom. */
+static void list_clear(struct vcpu *v, unsigned list)
+{
+	struct fill_list *l = &trans_of(v)->filled[list];
+
+	for (unsigned i = 1; i <= l->count; i++) {
+		filled_clear(v, &l->e[i]);
+		*fill_head(l, l->e[i].page) = 0;
+	}
 	l->count = 0;
+	cells_clear(v, list);
 }
 
 void jump_cache_flush(struct vcpu *v)
 {
+	list_clear(v, 0);
+	list_clear(v, 1);
+}
+
+/* Drops what was filled for a page; crossing: only instructions that go on in the next one. */
+static void page_drop(struct vcpu *v, unsigned list, uint64_t page, bool crossing)
+{
 	struct trans_vcpu *t = trans_of(v);
+	uint16_t *link = fill_head(&t->filled[list], page);
 
-	list_clear(v, &t->filled[0]);
-	list_clear(v, &t->filled[1]);
-	cells_clear(v, 0);
-	cells_clear(v, 1);
-	memset(t->page_bits, 0, sizeof t->page_bits);
-}
-
-/* Drops the slots for which `drop` holds. A slot may stand in a list twice, after a collision: it is then dropped too
- * often, never too seldom. */
-static void list_filter(struct vcpu *v, struct fill_list *l, bool (*drop)(struct vcpu *v, const struct filled *f))
-{
-	unsigned kept = 0;
-
-	for (unsigned i = 0; i < l->count; i++) {
-		if (drop(v, &l->e[i]))
-			slot_clear(v, &l->e[i]);
-		else
-			l->e[kept++] = l->e[i];
+	while (*link) {
+		struct filled *f = &t->filled[list].e[*link];
+		const struct tblock *k = &t->blocks[f->block];
+		if (f->page != page || (crossing && !(k->mode & TMODE_CROSSING))) {
+			link = &f->next;
+			continue;
+		}
+		filled_clear(v, f);
+		if (v->hot.page_at[k->cell] == page)
+			v->hot.page_at[k->cell] = t->cell_invalid;
+		*link = f->next;
 	}
-	l->count = kept;
 }
 
-static bool block_dead(struct vcpu *v, const struct filled *f) { return !trans_of(v)->blocks[f->block].live; }
-
-static void jump_cache_drop_dead(struct vcpu *v)
-{
-	list_filter(v, &trans_of(v)->filled[0], block_dead);
-	list_filter(v, &trans_of(v)->filled[1], block_dead);
-}
-
-/* Was the page of this RIP, or the next one (an instruction may cross into it), flushed? */
-static bool page_flushed(struct vcpu *v, const struct filled *f)
+/* After INVLPG. */
+static void pages_drop(struct vcpu *v)
 {
 	const struct interp *ip = interp_of(v);
-	uint64_t page = filled_slot(v, f)->rip & GUEST_PAGE_MASK;
 
 	for (unsigned i = 0; i < ip->flushed_count; i++)
-		if (page == ip->flushed[i] || page + GUEST_PAGE_SIZE == ip->flushed[i])
-			return true;
-	return false;
-}
-
-static void page_bit_set(struct trans_vcpu *t, uint64_t va)
-{
-	t->page_bits[va >> 18 & 63] |= 1ull << (va >> GUEST_PAGE_SHIFT & 63);
-}
-
-/* Forgets flushed pages that hold no code: most of them. */
-static void flushed_prune(struct vcpu *v)
-{
-	struct trans_vcpu *t = trans_of(v);
-	struct interp *ip = interp_of(v);
-	unsigned kept = 0;
-
-	for (unsigned i = 0; i < ip->flushed_count; i++) {
-		uint64_t va = ip->flushed[i];
-		if (t->page_bits[va >> 18 & 63] >> (va >> GUEST_PAGE_SHIFT & 63) & 1)
-			ip->flushed[kept++] = va;
-	}
-	ip->flushed_count = kept;
+		for (unsigned list = 0; list < 2; list++) {
+			page_drop(v, list, ip->flushed[i], false);
+			page_drop(v, list, ip->flushed[i] - GUEST_PAGE_SIZE, true);
+		}
 }
 
 void jump_cache_sync(struct vcpu *v)
@@ -364,17 +356,9 @@ void jump_cache_sync(struct vcpu *v)
 	if (t->epoch_all != ip->epoch_all || ip->flushed_count > FLUSHED_PAGES) {
 		jump_cache_flush(v);
 	} else {
-		if (t->epoch_local != ip->epoch_local) {
-			list_clear(v, &t->filled[0]);
-			cells_clear(v, 0);
-		}
-		flushed_prune(v);
-		if (ip->flushed_count) {
-			list_filter(v, &t->filled[0], page_flushed);
-			list_filter(v, &t->filled[1], page_flushed);
-			cells_filter(v, 0);
-			cells_filter(v, 1);
-		}
+		if (t->epoch_local != ip->epoch_local)
+			list_clear(v, 0);
+		pages_drop(v);
 	}
 	ip->flushed_count = 0;
 	t->epoch_all = ip->epoch_all;
@@ -386,17 +370,14 @@ void jump_cache_put(struct vcpu *v, unsigned mode, uint64_t rip, const struct tb
 {
 	struct trans_vcpu *t = trans_of(v);
 	struct jump_slot *s = jump_cache_slot(v, mode, rip);
-	struct fill_list *l = &t->filled[global];
 	struct filled *f;
 
-	if (l->count == FILL_LIST)
-		list_clear(v, l);
-	f = &l->e[l->count++];
+	if (t->filled[global].count == FILL_LIST)
+		list_clear(v, global);
+	f = fill_add(&t->filled[global], rip & GUEST_PAGE_MASK);
 	f->mode = (uint8_t)mode;
 	f->slot = (uint16_t)(rip & (JUMP_CACHE_ENTRIES - 1));
 	f->block = (uint32_t)(k - t->blocks);
-	page_bit_set(t, rip);
-	page_bit_set(t, rip + GUEST_PAGE_SIZE);
 	s->host = cache_rx(t, k->far_entry);
 	s->rip = rip;
 	cell_set(v, k, rip & GUEST_PAGE_MASK, global);

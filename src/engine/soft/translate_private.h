@@ -43,6 +43,7 @@
 #define JUMP_CACHE_ENTRIES 65536u	/* indexed by the low 16 bits of RIP */
 #define INBOX_PAGES 64
 #define FILL_LIST 16384
+#define FILL_HEADS 4096
 
 /* Translation mode: what host code depends on besides the guest's bytes. Bits 0-1 enum tlb_mode, bits 2-3
  * which FP instructions may run as themselves, bit 4 32-bit code (flat CS, SS, DS, ES). */
@@ -128,12 +129,13 @@ struct trans_vcpu {
 	uint32_t block_count;
 	uint32_t hash[1u << TBLOCK_HASH_BITS], page_hash[1u << TPAGE_HASH_BITS];
 	uint32_t fetch_epoch, epoch_all, epoch_local;	/* interpreter's, when the jump cache was last right */
-	/* Which jump cache slots are in use: [0] by local pages, [1] by global ones. */
+	/* Which jump cache slots are in use, and so which cells: [0] by local pages, [1] by global ones. Chained by
+	 * page, from 1; 0 ends. */
 	struct fill_list {
 		unsigned count;
-		struct filled { uint8_t mode; uint16_t slot; uint32_t block; } e[FILL_LIST];
+		uint16_t head[FILL_HEADS];
+		struct filled { uint64_t page; uint32_t block; uint16_t slot, next; uint8_t mode; } e[FILL_LIST + 1];
 	} filled[2];
-	uint64_t page_bits[64];		/* a bit for each page of a RIP in the jump cache, by its low 12 bits */
 	struct page_cell cells[PAGE_CELLS];
 	uint32_t cell_hash[1u << CELL_HASH_BITS], cell_count;
 	uint64_t cell_invalid;		/* in hot.page_at: no page. A secret, and no canonical address */
