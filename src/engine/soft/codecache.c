@@ -16,11 +16,13 @@
 
 #include "engine/soft/translate_private.h"
 
+/* What is near each other in a page stays so: who looks up one of them will soon ask for the next. */
 static uint32_t block_hash(uint32_t ram_page, unsigned offset, unsigned mode)
 {
-	uint64_t key = ((uint64_t)ram_page << 12 | offset) << 4 | mode;
+	uint64_t key = (uint64_t)ram_page << 8 | mode;
+	uint32_t first = (uint32_t)((key * 0x9e3779b97f4a7c15ull) >> (64 - TBLOCK_HASH_BITS));
 
-	return (uint32_t)((key * 0x9e3779b97f4a7c15ull) >> (64 - TBLOCK_HASH_BITS));
+	return (first + offset / 4) % (1u << TBLOCK_HASH_BITS);
 }
 
 static uint32_t page_hash(uint32_t ram_page)
