@@ -4,23 +4,32 @@
 
 #include "memory/map_private.h"
 
-/* Pairs with the release in view_build(): a view is whole before sequence names it. */
+static struct range view_search(const struct view *v, uint64_t gpa)
+{
+	unsigned lo = 0, hi = v->count < VIEW_RANGES ? v->count : VIEW_RANGES;
+	while (lo < hi) {
+		unsigned mid = (lo + hi) / 2;
+		if (gpa < v->range[mid].end)
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	if (lo < VIEW_RANGES && lo < v->count && gpa >= v->range[lo].start)
+		return v->range[lo];
+	return (struct range){ 0 };
+}
+
+/* Pairs with the release in view_build(): a view is whole before sequence names it. Most questions are about the largest
+ * range of RAM. */
 struct range map_find(struct map *m, uint64_t gpa)
 {
 	for (;;) {
 		unsigned sequence = atomic_load_explicit(&m->sequence, memory_order_acquire);
 		const struct view *v = &m->view[sequence & 1];
-		unsigned lo = 0, hi = v->count < VIEW_RANGES ? v->count : VIEW_RANGES;
-		while (lo < hi) {
-			unsigned mid = (lo + hi) / 2;
-			if (gpa < v->range[mid].end)
-				hi = mid;
-			else
-				lo = mid + 1;
-		}
-		struct range r = { 0 };
-		if (lo < VIEW_RANGES && lo < v->count && gpa >= v->range[lo].start)
-			r = v->range[lo];
+		unsigned largest = v->largest % VIEW_RANGES;
+		struct range r = v->range[largest];
+		if (largest >= v->count || gpa < r.start || gpa >= r.end)
+			r = view_search(v, gpa);
 		atomic_thread_fence(memory_order_acquire);
 		/* one change meanwhile wrote the other view only; two may have written this one */
 		if (atomic_load_explicit(&m->sequence, memory_order_relaxed) == sequence)

@@ -80,7 +80,7 @@ static void view_build(struct map *m)
 {
 	unsigned sequence = atomic_load(&m->sequence);
 	struct view *v = &m->view[(sequence + 1) & 1];
-	unsigned n = 0;
+	unsigned n = 0, largest = 0;
 	for (uint64_t at = 0; n < VIEW_RANGES;) {
 		uint64_t end = UINT64_MAX;
 		struct region *r = owner_at(m, at, &end);
@@ -92,7 +92,12 @@ static void view_build(struct map *m)
 			break;
 		at = end;
 	}
+	for (unsigned i = 0; i < n; i++)
+		if (v->range[i].region->kind == REGION_RAM && (v->range[largest].region->kind != REGION_RAM ||
+		    v->range[i].end - v->range[i].start > v->range[largest].end - v->range[largest].start))
+			largest = i;
 	v->count = n;
+	v->largest = largest;
 	atomic_store_explicit(&m->sequence, sequence + 1, memory_order_release);
 }
 

@@ -27,7 +27,7 @@ struct region {
 };
 
 struct range { uint64_t start, end; struct region *region; };
-struct view { unsigned count; struct range range[VIEW_RANGES]; };
+struct view { unsigned count, largest /* the largest range of RAM */; struct range range[VIEW_RANGES]; };
 
 struct map {
 	pthread_mutex_t lock;
