@@ -138,7 +138,7 @@ static void cells_reset(struct vcpu *v)
 
 /* --- blocks --- */
 
-/* Slot 0 must not match RIP 0: rip + rip is zero there. */
+/* Empty: the RIP in it is one that no other slot is looked up for. */
 static void slot_clear(struct jump_slot *s, unsigned index)
 {
 	s->rip = index ? 0 : 1;
