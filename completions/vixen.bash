@@ -90,7 +90,7 @@ _vixen()
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
 	COMPREPLY=()
 	if [ "$COMP_CWORD" = 1 ]; then
-		COMPREPLY=($(compgen -W 'run list status stop pause resume image doctor help version --help' -- "$cur"))
+		COMPREPLY=($(compgen -W 'run list status stop pause resume disk image doctor help version --help' -- "$cur"))
 		return
 	fi
 	case ${COMP_WORDS[1]} in
@@ -103,8 +103,16 @@ _vixen()
 	status) [ "$prev" = --format ] && COMPREPLY=($(compgen -W 'table json' -- "$cur")) ||
 		COMPREPLY=($(compgen -W "--format --help $(_vixen_vms)" -- "$cur")) ;;
 	stop) [ "$prev" = --timeout ] || COMPREPLY=($(compgen -W "--now --timeout --help $(_vixen_vms)" -- "$cur")) ;;
+	disk) case $COMP_CWORD in
+	      2) COMPREPLY=($(compgen -W 'attach detach list --help' -- "$cur")) ;;
+	      *) case $prev in
+		 --format) COMPREPLY=($(compgen -W 'table json' -- "$cur")) ;;
+		 --timeout) ;;
+		 *) COMPREPLY=($(compgen -W "--timeout --format --help $(_vixen_vms)" -- "$cur") $(compgen -f -- "$cur")) ;;
+		 esac ;;
+	      esac ;;
 	pause | resume) COMPREPLY=($(compgen -W "--help $(_vixen_vms)" -- "$cur")) ;;
-	help) COMPREPLY=($(compgen -W 'run list status stop pause resume image doctor version' -- "$cur")) ;;
+	help) COMPREPLY=($(compgen -W 'run list status stop pause resume disk image doctor version' -- "$cur")) ;;
 	esac
 }
 complete -o filenames -F _vixen vixen

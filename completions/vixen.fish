@@ -1,5 +1,5 @@
 # Completion of vixen for fish.
-complete -c vixen -n __fish_use_subcommand -f -a 'run\t"start a virtual machine" list\t"machines that run" status\t"describe one" stop\t"shut one down" pause\t"stop its CPUs" resume\t"let them go on" image\t"guest images" doctor\t"what this host offers" help version'
+complete -c vixen -n __fish_use_subcommand -f -a 'run\t"start a virtual machine" list\t"machines that run" status\t"describe one" stop\t"shut one down" pause\t"stop its CPUs" resume\t"let them go on" disk\t"disks of one that runs" image\t"guest images" doctor\t"what this host offers" help version'
 complete -c vixen -l help -d 'Explain'
 
 set -l run '__fish_seen_subcommand_from run'
@@ -48,6 +48,9 @@ complete -c vixen -n $serve -f -l read-only -d 'Refuse writes'
 complete -c vixen -n $serve -x -l disk-format -a 'raw qcow2 vmdk vhdx vdi' -d 'Of the file'
 complete -c vixen -n $serve -f -l once -d 'End when the last client has left'
 complete -c vixen -n '__fish_seen_subcommand_from list status doctor' -x -l format -a 'table json' -d Output
+complete -c vixen -n '__fish_seen_subcommand_from disk' -f -a 'attach detach list'
+complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l timeout -d 'How long the guest may take'
+complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l format -a 'table json' -d Output
 complete -c vixen -n '__fish_seen_subcommand_from status stop pause resume' -f -a "(vixen list 2>/dev/null | tail -n +2 | string replace -r ' .*' '')"
 complete -c vixen -n '__fish_seen_subcommand_from stop' -f -l now -d 'Do not ask the guest'
 complete -c vixen -n '__fish_seen_subcommand_from stop' -x -l timeout -d 'How long it may take'

@@ -40,6 +40,7 @@ enum block_flags {
 	BLOCK_NO_BITMAPS = 32,		/* leave persistent bitmaps as they are in the file; they then no longer count */
 	BLOCK_REPAIR = 64,		/* open an image marked corrupt for writing, and do not check on opening */
 	BLOCK_PROBE = 128,		/* believe what the content looks like; only for images no guest could write raw */
+	BLOCK_FDS_ONLY = 256,		/* open no file but those in fds: after the sandbox there are no others */
 };
 
 struct block_fd {
@@ -81,6 +82,14 @@ int block_close(struct block *b);
 /* A disk that is given up: requests that wait for a server fail now, as do later ones; files are not concerned.  What is
  * left to do is to close it.  From the loop's thread, callbacks included. */
 void block_interrupt(struct block *b);
+
+/* The files of a disk and its backing files: for handing them, open and locked, to another process. */
+struct block_file {
+	const char *path;		/* lives as long as b */
+	bool backing;			/* of a backing file: only read */
+};
+unsigned block_files(const struct block *b, struct block_file *out, unsigned max);	/* how many there are */
+int block_file_open(const char *path, bool write, struct error *e);	/* locked as block_open() does; -errno */
 
 /* What a new image shall be; zeroed memory is the defaults. */
 struct block_create {

@@ -236,7 +236,7 @@ int node_co_open_backing(struct node *n, const struct node_open *how, const char
 		o.fds = mine->fds;
 		o.nfds = mine->nfds;
 	}
-	o.flags |= mine->flags & (BLOCK_SHARE | BLOCK_PROBE);
+	o.flags |= mine->flags & (BLOCK_SHARE | BLOCK_PROBE | BLOCK_FDS_ONLY);
 	below.path = path;
 	ret = chain_good(n, how, path, e);
 	if (!ret)

@@ -317,6 +317,9 @@ static int file_open(struct node *n, const struct node_open *how, struct error *
 {
 	int fd = given_fd(how->o, n->path), ret = 0;
 
+	if (fd < 0 && how->o->flags & BLOCK_FDS_ONLY)
+		return error_set(e, ENOENT, "is it named otherwise in the image that needs it?", "open a disk",
+				 "the file '%.150s' was not handed over", n->path);
 	if (fd < 0) {
 		fd = open_fd(n->path, !how->readonly, e);
 		if (fd < 0)
@@ -329,6 +332,33 @@ static int file_open(struct node *n, const struct node_open *how, struct error *
 		return ret;
 	}
 	return attach(n, fd, e);
+}
+
+int block_file_open(const char *path, bool write, struct error *e)
+{
+	int fd = open_fd(path, write, e), ret = fd < 0 ? fd : lock_fd(fd, path, write, e);
+
+	if (fd >= 0 && ret)
+		close(fd);
+	return ret ? ret : fd;
+}
+
+static void files_add(const struct node *n, bool backing, struct block_file *out, unsigned max, unsigned *count)
+{
+	if (!n)
+		return;
+	if (n->ops == &file_ops && (*count)++ < max)
+		out[*count - 1] = (struct block_file){ n->path, backing };
+	for (int i = 0; i < NODE_CHILDREN; i++)
+		files_add(n->child[i], backing || i == NODE_BACKING, out, max, count);
+}
+
+unsigned block_files(const struct block *b, struct block_file *out, unsigned max)
+{
+	unsigned count = 0;
+
+	files_add(block_root((struct block *)b), false, out, max, &count);
+	return count;
 }
 
 int file_node_from_fd(struct node **out, struct block_env *env, int fd, const char *path, struct error *e)

@@ -15,6 +15,9 @@ typedef void control_progress_fn(void *opaque, uint64_t done, uint64_t total);
  * the VM's own words included. arguments: stolen, may be NULL. progress may be NULL. */
 int control_ask(const char *name, enum control_verb verb, json_t *arguments, control_progress_fn *progress,
 		void *opaque, json_t **result, struct error *e);
+/* The same, with open files for the VM, which stay the caller's. */
+int control_ask_fds(const char *name, enum control_verb verb, json_t *arguments, const int *fds, unsigned nfds,
+		    json_t **result, struct error *e);
 /* Waits until the VM ends, at most so long; false: it still runs. */
 bool control_wait_end(const char *name, unsigned timeout_s);
 

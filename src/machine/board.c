@@ -286,7 +286,7 @@ int board_new(struct board **out, struct loop *l, const struct board_config *c, 
 	if ((ret = memory_init(b, e)))
 		goto fail;
 	chipset_init(b);
-	if ((ret = fw_cfg_init(b, e)) || (ret = pci_init(b, e)) || (ret = cpus_init(b, e)))
+	if ((ret = fw_cfg_init(b, e)) || (ret = disks_init(b, e)) || (ret = pci_init(b, e)) || (ret = cpus_init(b, e)))
 		goto fail;
 	*out = b;
 	return 0;
@@ -299,8 +299,12 @@ void board_free(struct board *b)
 {
 	if (!b)
 		return;
-	if (b->pci)
+	if (b->pci) {	/* what is under way on a disk ends in its device */
+		pci_bus_reset(b->pci);
+		while (!pci_bus_idle(b->pci) && !loop_step(b->loop))
+			;
 		pci_bus_free(b->pci);
+	}
 	disks_free(b);
 	for (unsigned i = 0; i < BOARD_VCPUS_MAX; i++) {
 		if (b->cpu[i].vcpu)
@@ -348,7 +352,7 @@ static int acpi_init(struct board *b, struct error *e)
 	const struct acpi_config c = {
 		.vcpus = b->config.vcpus, .ecam_gpa = PCI_ECAM_GPA, .last_bus = 255, .mmio32_gpa = PCI_MMIO32_GPA,
 		.mmio32_end = PCI_MMIO32_END, .mmio64_gpa = mmio64_gpa(b), .mmio64_size = PCI_MMIO64_SIZE,
-		.pm_base = ACPI_PM_BASE, .sci_irq = ACPI_SCI_IRQ, .hpet = true,
+		.pm_base = ACPI_PM_BASE, .sci_irq = ACPI_SCI_IRQ, .hpet = true, .hot_slots = disks_hot_slots(b),
 	};
 	uint8_t *tables = malloc(BOOT_ACPI_SIZE);
 	size_t len = tables ? acpi_tables_build(&c, BOOT_ACPI, tables, BOOT_ACPI_SIZE) : 0;

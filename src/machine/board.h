@@ -57,6 +57,11 @@ struct board_disk_config {
 struct board_disk;	/* a disk in its place; the board's, for as long as the board lives */
 int board_disk_add(struct board *b, struct block *disk, const struct board_disk_config *c, struct board_disk **out,
 		   struct error *e);
+/* While the guest runs, board_disk_add() tells it of the disk, and this asks it to give one up: `removed` runs with 0 when
+ * it has, or -EBUSY when it refuses; a guest that does neither can be waited for no longer by cancelling. Then the disk
+ * is done with and may be closed, from the loop, not in the callback. board_free() drops the callback. */
+void board_disk_remove(struct board_disk *d, void (*removed)(void *opaque, int ret), void *opaque);
+void board_disk_remove_cancel(struct board_disk *d);
 /* block_size() of its disk has changed: the guest is told.  The loop's thread. */
 void board_disk_resized(struct board_disk *d);
 /* User-mode NAT with port forwards. */

@@ -69,6 +69,10 @@ struct board {
 	struct pci_bus *pci;
 	struct lpc *lpc;
 	struct board_disk *disks;
+	struct acpi_hotplug *hotplug;
+	uint32_t hot_slots;		/* for hot plug; 0 until the board is booted */
+	struct loop_timer *ejects;	/* runs when a vCPU has set one of these, a bit for each slot */
+	atomic_uint ejected, refused;
 	struct virtio_scsi *scsi;	/* NULL: no SCSI disk was there at the start */
 	unsigned nics;
 
@@ -93,6 +97,8 @@ bool debug_crashed(struct cpu_thread *c);	/* true: the debugger looks at it firs
 void gate_changed(struct board *b);		/* paused or stopping is another: those who wait look */
 
 /* disks.c */
+int disks_init(struct board *b, struct error *e);
+uint32_t disks_hot_slots(struct board *b);	/* from here on disks are hot-plugged */
 void disks_free(struct board *b);		/* after the bus */
 
 extern const struct vcpu_wiring cpu_wiring_template;

@@ -253,6 +253,19 @@ struct region *map_add_mmio(struct map *m, uint64_t gpa, uint64_t size_bytes, co
 	return add_window(m, REGION_MMIO, gpa, size_bytes, ops, opaque, name);
 }
 
+struct region *map_add_mmio_off(struct map *m, uint64_t gpa, uint64_t size_bytes, const struct io_ops *ops,
+				void *opaque, const char *name)
+{
+	pthread_mutex_lock(&m->lock);
+	struct region *r = region_add(m, REGION_MMIO, gpa, size_bytes);
+	r->enabled = false;
+	r->ops = ops;
+	r->opaque = opaque;
+	r->name = name;
+	pthread_mutex_unlock(&m->lock);
+	return r;
+}
+
 struct region *map_add_pio(struct map *m, uint16_t port, uint32_t count, const struct io_ops *ops, void *opaque,
 			   const char *name)
 {

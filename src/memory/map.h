@@ -48,6 +48,9 @@ int map_add_rom(struct map *m, uint64_t gpa, const void *data, uint64_t size_byt
 /* The region stays owned by the map; name is for traces and must outlive it. Higher priority wins overlaps. */
 struct region *map_add_mmio(struct map *m, uint64_t gpa, uint64_t size_bytes, const struct io_ops *ops,
 			    void *opaque, const char *name);
+/* The same, not there until region_enable(). */
+struct region *map_add_mmio_off(struct map *m, uint64_t gpa, uint64_t size_bytes, const struct io_ops *ops,
+				void *opaque, const char *name);
 struct region *map_add_pio(struct map *m, uint16_t port, uint32_t count, const struct io_ops *ops,
 			   void *opaque, const char *name);
 /* Moves or (un)plugs a device window: BARs, PAM, A20. */

@@ -6,6 +6,9 @@
  *	         or	{"id": 1, "error": {"errno": 2, "what": "...", "why": "...", "todo": "..."}}\n
  *	VM -> client	{"id": 1, "progress": {"done": 10, "total": 40}}\n	any number, before the answer
  *
+ * Descriptors are sent with the first byte of the request they belong to, alone on its way: the client waits for the
+ * answer before it sends more.
+ *
  * `id` is the client's, a whole number; answers may come in another order than the requests. A line that is no request
  * ends the connection. Pure functions; json_t references are new ones unless said otherwise.
  */
@@ -18,6 +21,7 @@
 
 #include "base/error.h"
 
+#define CONTROL_FDS_MAX 253u		/* descriptors that may come with a request (SCM_RIGHTS), before its newline */
 #define CONTROL_LINE_MAX 65536u		/* bytes of a request, and of an answer */
 
 enum control_verb {

@@ -22,6 +22,8 @@ struct client {
 	unsigned ncalls;
 	int fd;
 	struct loop_fd *watch;
+	int fds[CONTROL_FDS_MAX];	/* came, for the line that comes next */
+	unsigned nfds;
 	size_t nin, nout;
 	char *out;
 	char in[CONTROL_LINE_MAX];
@@ -44,6 +46,14 @@ struct control {
 
 /* --- clients --- */
 
+static void fds_drop(struct client *c)
+{
+	for (unsigned i = 0; i < c->nfds; i++)
+		if (c->fds[i] >= 0)
+			close(c->fds[i]);
+	c->nfds = 0;
+}
+
 static void client_close(struct client *c)
 {
 	struct client **link = &c->control->clients;
@@ -54,6 +64,7 @@ static void client_close(struct client *c)
 	c->control->nclients--;
 	for (struct control_call *call = c->calls; call; call = call->next)
 		call->client = NULL;
+	fds_drop(c);
 	loop_fd_del(c->watch);
 	close(c->fd);
 	free(c->out);
@@ -139,13 +150,45 @@ static bool client_lines(struct client *c)
 	char *at = c->in, *end;
 
 	while ((end = memchr(at, '\n', (size_t)(c->in + c->nin - at)))) {
-		if (!client_line(c, at, (size_t)(end - at)))
+		bool good = client_line(c, at, (size_t)(end - at));
+		fds_drop(c);
+		if (!good)
 			return false;
 		at = end + 1;
 	}
 	c->nin -= (size_t)(at - c->in);
 	memmove(c->in, at, c->nin);
 	return c->nin < sizeof c->in;
+}
+
+/* false: more than there is room for. */
+static bool fds_take(struct client *c, struct msghdr *m)
+{
+	bool good = !(m->msg_flags & MSG_CTRUNC);
+
+	for (struct cmsghdr *h = CMSG_FIRSTHDR(m); h; h = CMSG_NXTHDR(m, h)) {
+		size_t n = h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS ? (h->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
+		for (size_t i = 0; i < n; i++) {
+			int fd;
+			memcpy(&fd, CMSG_DATA(h) + i * sizeof fd, sizeof fd);
+			good &= c->nfds < CONTROL_FDS_MAX;
+			if (c->nfds < CONTROL_FDS_MAX)
+				c->fds[c->nfds++] = fd;
+			else
+				close(fd);
+		}
+	}
+	return good;
+}
+
+static ssize_t receive(struct client *c)
+{
+	union { char bytes[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))]; struct cmsghdr align; } room;
+	struct iovec iov = { c->in + c->nin, sizeof c->in - c->nin };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = room.bytes, .msg_controllen = sizeof room };
+	ssize_t n = recvmsg(c->fd, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	return n > 0 && !fds_take(c, &m) ? 0 : n;
 }
 
 static void on_client(void *opaque, uint32_t events)
@@ -157,7 +200,7 @@ static void on_client(void *opaque, uint32_t events)
 		client_flush(c);
 	if (!(events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
 		return;
-	n = recv(c->fd, c->in + c->nin, sizeof c->in - c->nin, MSG_DONTWAIT);
+	n = receive(c);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (n > 0)
@@ -224,6 +267,12 @@ void control_free(struct control *s)
 		client_close(s->clients);
 	loop_fd_del(s->watch);
 	free(s);
+}
+
+unsigned control_fds(struct control_call *call, int **fds)
+{
+	*fds = call->client->fds;
+	return call->client->nfds;
 }
 
 /* --- answers --- */

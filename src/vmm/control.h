@@ -25,10 +25,13 @@ void control_free(struct control *c);
 /* The answer, which frees the call; exactly one, now or later. result: stolen, NULL stands for {}. */
 void control_reply(struct control_call *call, json_t *result);
 void control_fail(struct control_call *call, int ret, const struct error *e);	/* ret: -errno */
+/* The descriptors that came along with the request, until its handler returns; one that is kept is replaced by -1. */
+unsigned control_fds(struct control_call *call, int **fds);
 void control_progress(struct control_call *call, uint64_t done, uint64_t total);
 
 /* The handlers, one for each verb (control_verbs.c). arguments: the caller's, for as long as the handler runs. */
 typedef void control_handler_fn(struct vm *vm, struct control_call *call, json_t *arguments);
+control_handler_fn verb_disk_attach, verb_disk_detach;		/* disks.c */
 extern control_handler_fn *const control_handlers[CONTROL_VERBS];
 
 #endif

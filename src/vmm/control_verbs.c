@@ -1,6 +1,5 @@
 /* What the control socket's verbs do. */
 #include "base/error.h"
-#include "block/block.h"
 #include "engine/engine.h"
 #include "host/loop.h"
 #include "machine/board.h"
@@ -8,19 +7,6 @@
 #include "vmm/vm_private.h"
 
 #include <unistd.h>
-
-static json_t *disks_json(const struct vm *vm)
-{
-	json_t *list = json_array();
-
-	for (unsigned i = 0; i < vm->config->ndisks; i++) {
-		const struct vm_disk *d = &vm->config->disk[i];
-		json_array_append_new(list, json_pack("{s:o*, s:I, s:b, s:b}", "path", json_string(d->path), "size_bytes",
-						      (json_int_t)block_size(vm->disk[i]), "readonly",
-						      block_readonly(vm->disk[i]), "ephemeral", d->ephemeral));
-	}
-	return list;
-}
 
 /* {"state": "running"|"paused", "pid", "engine", "cpus", "memory_bytes", "uptime_s", "disks": [...]} */
 static void verb_status(struct vm *vm, struct control_call *call, json_t *arguments)

@@ -8,13 +8,13 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#include "block/block.h"
 #include "host/loop.h"
 #include "host/sandbox.h"
 #include "machine/board.h"
 #include "vmm/console.h"
 #include "vmm/control.h"
 #include "vmm/counters.h"
+#include "vmm/disks.h"
 #include "vmm/engine_choice.h"
 #include "vmm/gdb/server.h"
 #include "vmm/signals.h"
@@ -71,17 +71,6 @@ static int console_init(struct vm *vm, int fd, struct error *e)
 	return console_new(&vm->console, vm->loop, fd, c->console == VM_CONSOLE_STDIO, e);
 }
 
-static int disks_open(struct vm *vm, struct error *e)
-{
-	int ret = 0;
-	for (unsigned i = 0; i < vm->config->ndisks && !ret; i++) {
-		const struct vm_disk *d = &vm->config->disk[i];
-		unsigned flags = (d->readonly ? BLOCK_READONLY : 0) | (d->ephemeral ? BLOCK_EPHEMERAL : 0);
-		ret = block_open(&vm->disk[i], vm->loop, d->path, d->format, flags, e);
-	}
-	return ret;
-}
-
 /* What a guest can make a host's disk hold is bounded, and a terminal stays readable. */
 static int sinks_open(struct vm *vm, struct error *e)
 {
@@ -99,34 +88,6 @@ static int sinks_open(struct vm *vm, struct error *e)
 	return ret;
 }
 
-void vm_disk_resized(struct vm *vm, unsigned disk)
-{
-	if (vm->board)
-		board_disk_resized(vm->place[disk]);
-}
-
-static int disk_plug(struct vm *vm, unsigned i, struct error *e)
-{
-	const struct vm_disk *d = &vm->config->disk[i];
-	struct block *b = vm->disk[i];
-	char serial[DISK_SERIAL_MAX + 1];
-	/* Overwriting a raw image reaches the bytes themselves; other formats and overlays keep copies. */
-	const struct board_disk_config c = {
-		.bus = d->bus, .cdrom = d->cdrom, .traits = {
-			.serial = d->serial ? d->serial : serial, .write_through = d->write_through,
-			.logical_bytes = d->logical_bytes, .physical_bytes = d->physical_bytes,
-			.secure_erase = !d->ephemeral && !block_readonly(b) && !strcmp(block_format(b), "raw"),
-		},
-	};
-	snprintf(serial, sizeof serial, "vixen-%u", i);
-	if (block_size(b) % disk_logical(&c.traits))
-		return error_set(e, EINVAL, "leave the block size out, or resize the disk", "plug in a disk",
-				 "the size of '%s' is no multiple of its logical block size", d->path);
-	if (d->cdrom && block_size(b) < 2048)
-		return error_set(e, EINVAL, "give an ISO image", "plug in a CD-ROM", "'%s' is smaller than a sector", d->path);
-	return board_disk_add(vm->board, b, &c, &vm->place[i], e);
-}
-
 /* A board as after power-on, with everything plugged in. */
 static int board_build(struct vm *vm, struct error *e)
 {
@@ -140,8 +101,8 @@ static int board_build(struct vm *vm, struct error *e)
 	};
 	const struct boot_files files = { c->kernel, c->initrd, c->append ? c->append : "" };
 	int ret = board_new(&vm->board, vm->loop, &bc, e);
-	for (unsigned i = 0; i < c->ndisks && !ret; i++)
-		ret = disk_plug(vm, i, e);
+	if (!ret)
+		ret = disks_plug(vm, e);
 	for (unsigned i = 0; i < c->nnets && !ret; i++)
 		ret = board_net_user(vm->board, c->net[i].forward, (int)c->net[i].nforwards, e);
 	return ret ? ret : board_boot(vm->board, &files, e);
@@ -162,29 +123,6 @@ static int confine(const struct vm *vm, struct error *e)
 static size_t console_to_board(void *opaque, const uint8_t *bytes, size_t n)
 {
 	return board_console_input(((struct vm *)opaque)->board, bytes, n);
-}
-
-static void on_flushed(void *opaque, int ret)
-{
-	struct vm *vm = opaque;
-	if (ret < 0 && ret != -EROFS)
-		fprintf(stderr, "vixen: flush a disk failed: %s; check the file system that holds the image\n",
-			strerror(-ret));
-	vm->flushes--;
-	loop_stop(vm->loop);
-}
-
-/* What the guest wrote reaches the host's disk before we end. */
-static void disks_flush(struct vm *vm)
-{
-	for (unsigned i = 0; i < vm->config->ndisks; i++) {
-		if (!vm->disk[i] || block_readonly(vm->disk[i]) || vm->config->disk[i].ephemeral)
-			continue;
-		vm->flushes++;
-		block_flush(vm->disk[i], on_flushed, vm);
-	}
-	while (vm->flushes && !loop_run(vm->loop))
-		;
 }
 
 int vm_new(struct vm **out, const struct vm_config *c, int console_fd, int control_fd, struct error *e)
@@ -263,12 +201,7 @@ void vm_free(struct vm *vm)
 		return;
 	control_free(vm->control);
 	board_free(vm->board);
-	for (unsigned i = 0; i < VM_DISKS_MAX; i++) {
-		int ret = block_close(vm->disk[i]);
-		if (ret)
-			fprintf(stderr, "vixen: close disk '%s' failed: %s; check the file system that holds the image\n",
-				vm->config->disk[i].path, strerror(-ret));
-	}
+	disks_close(vm);
 	console_free(vm->console);
 	gdb_server_free(vm->gdb);
 	text_sink_close(vm->trace);

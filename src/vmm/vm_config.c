@@ -11,7 +11,7 @@ static const char *const console_names[VM_CONSOLE_KINDS] = { "stdio", "none", "f
 
 const char *const vm_bus_names[DISK_BUSES + 1] = { [DISK_VIRTIO] = "virtio", [DISK_SCSI] = "scsi" };
 
-static json_t *disk_encode(const struct vm_disk *d)
+json_t *vm_disk_encode(const struct vm_disk *d)
 {
 	return json_pack("{s:s, s:b, s:s, s:s*, s:b, s:b, s:s*, s:b, s:i, s:i}", "bus", vm_bus_names[d->bus], "cdrom",
 			 d->cdrom, "path", d->path, "format", d->format, "readonly",
@@ -23,7 +23,7 @@ static json_t *encode_disks(const struct vm_config *c)
 {
 	json_t *list = json_array();
 	for (unsigned i = 0; i < c->ndisks; i++) {
-		if (json_array_append_new(list, disk_encode(&c->disk[i]))) {
+		if (json_array_append_new(list, vm_disk_encode(&c->disk[i]))) {
 			json_decref(list);
 			return NULL;
 		}
@@ -103,7 +103,7 @@ static int decode_bus(struct vm_disk *d, const char *name, struct error *e)
 	return refuse(e, "a disk is on an unknown bus");
 }
 
-static int decode_disk(struct vm_disk *d, json_t *j, struct error *e)
+int vm_disk_decode(struct vm_disk *d, json_t *j, struct error *e)
 {
 	const char *bus = "virtio";
 	int cdrom = 0, readonly = 0, ephemeral = 0, write_through = 0, logical = 0, physical = 0;
@@ -156,7 +156,7 @@ static int decode_lists(struct vm_config *c, json_t *disks, json_t *nets, struct
 	if (json_array_size(disks) > VM_DISKS_MAX || json_array_size(nets) > VM_NETS_MAX)
 		return refuse(e, "too many disks or network cards");
 	json_array_foreach(disks, i, one) {
-		if ((ret = decode_disk(&c->disk[c->ndisks++], one, e)))
+		if ((ret = vm_disk_decode(&c->disk[c->ndisks++], one, e)))
 			return ret;
 	}
 	json_array_foreach(nets, i, one) {

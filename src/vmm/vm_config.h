@@ -7,6 +7,7 @@
 #ifndef VIXEN_VMM_VM_CONFIG_H
 #define VIXEN_VMM_VM_CONFIG_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -63,6 +64,9 @@ char *vm_config_encode(const struct vm_config *c);
 int vm_config_decode(struct vm_config *c, const char *json, size_t len, struct error *e);
 void vm_config_fini(struct vm_config *c);	/* after vm_config_decode() */
 extern const char *const vm_bus_names[DISK_BUSES + 1];	/* "virtio", ...; NULL at the end */
+/* One disk alone. j: borrowed, and owns d's strings. */
+json_t *vm_disk_encode(const struct vm_disk *d);		/* NULL: no memory, or strings that are no UTF-8 */
+int vm_disk_decode(struct vm_disk *d, json_t *j, struct error *e);
 /* What a disk's own values allow; todo is for the option's user. */
 int vm_disk_check(const struct vm_disk *d, struct error *e);
 

@@ -2,6 +2,7 @@
 #ifndef VIXEN_VMM_VM_PRIVATE_H
 #define VIXEN_VMM_VM_PRIVATE_H
 
+#include "vmm/disks.h"
 #include "vmm/vm.h"
 #include "vmm/vm_config.h"
 
@@ -9,8 +10,7 @@ struct vm {
 	const struct vm_config *config;
 	const struct engine_ops *engine;
 	struct loop *loop;
-	struct block *disk[VM_DISKS_MAX];
-	struct board_disk *place[VM_DISKS_MAX];	/* of each, on the board there is */
+	struct vm_slot disk[VM_DISKS_MAX];
 	struct console *console;
 	int console_file, signals;
 	struct loop_fd *signal_watch;
@@ -21,10 +21,9 @@ struct vm {
 	uint64_t start_ns;
 	bool interrupted, paused;
 	unsigned flushes;	/* under way */
+	unsigned disk_jobs;	/* coroutines and what will become one */
 };
 
-/* The size of a disk has changed; before the board is built as well. */
-void vm_disk_resized(struct vm *vm, unsigned disk);
 /* Ends the VM as a signal does: 130, disks flushed. */
 void vm_interrupt(struct vm *vm);
 

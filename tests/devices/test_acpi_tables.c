@@ -28,7 +28,7 @@ static size_t build(uint8_t *out, size_t size, unsigned vcpus)
 	const struct acpi_config c = {
 		.vcpus = vcpus, .ecam_gpa = 0xb0000000, .last_bus = 255, .mmio32_gpa = 0xc0000000,
 		.mmio32_end = 0xfec00000, .mmio64_gpa = 1ull << 36, .mmio64_size = 1ull << 36, .pm_base = 0x600,
-		.sci_irq = 9, .hpet = true,
+		.sci_irq = 9, .hpet = true, .hot_slots = 0x7ffffffe,
 	};
 	return acpi_tables_build(&c, AT, out, size);
 }

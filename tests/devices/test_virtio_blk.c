@@ -485,6 +485,67 @@ static void test_resize(void **state)
 	assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_OUT, DISK_BYTES >> 8, 512, false, NULL), VIRTIO_BLK_S_IOERR);
 }
 
+static void on_gone(void *opaque)
+{
+	atomic_store((atomic_uint *)opaque, 1);
+}
+
+struct removal {
+	struct disk *k;
+	atomic_uint gone;
+};
+
+static void remove_now(void *opaque)
+{
+	struct removal *r = opaque;
+
+	virtio_blk_remove(r->k->blk, on_gone, &r->gone);
+}
+
+static void insert_now(void *opaque)
+{
+	struct removal *r = opaque;
+
+	virtio_blk_insert(r->k->blk, r->k->block, &(struct disk_traits){ .serial = "second", .logical_bytes = 4096 });
+	atomic_store(&r->gone, 2);
+}
+
+/* Taken out with requests under way, and put back as another one: the slot is empty in between. */
+static void test_remove_insert(void **state)
+{
+	struct disk *k = *state;
+	struct virtio_blk_outhdr h = { .type = VIRTIO_BLK_T_OUT };
+	uint64_t common = k->d.common;
+
+	for (unsigned round = 0; round < 50; round++) {
+		struct removal r = { .k = k };
+
+		memcpy(ptr(k, k->header), &h, sizeof(h));
+		drv_start(&k->d, ALL);
+		for (unsigned i = 0; i < RING_SIZE / 4; i++) {
+			struct buf bufs[3] = { { k->header, 16, false }, { k->data, 65536, false },
+					       { k->status + i, 1, true } };
+
+			drv_add(&k->d, 0, 4 * i, bufs, 3);
+		}
+		drv_kick(&k->d, 0);
+		loop_post(k->b.loop, remove_now, &r);
+		assert_true(wait_for(&r.gone, 1));
+		assert_int_equal(cfg_read(&k->b, k->d.slot, 0, 4), ~0u);
+		assert_int_equal(map_load(k->b.map, common, 4), ~0u);	/* no BAR any more */
+		loop_post(k->b.loop, insert_now, &r);
+		assert_true(wait_for(&r.gone, 2));
+		assert_int_equal(cfg_read(&k->b, k->d.slot, 0, 4), 0x10421af4);
+		assert_int_equal(cfg_read(&k->b, k->d.slot, 4, 2) & 7, 0);	/* not decoded yet */
+		pci_bus_assign(k->b.bus);
+		drv_find(&k->d, &k->b, k->d.slot);
+		drv_start(&k->d, ALL);
+		assert_int_equal(CONFIG(k, blk_size), 4096);
+		assert_int_equal(disk_do(k, 0, VIRTIO_BLK_T_GET_ID, 0, 20, true, NULL), 0);
+		assert_string_equal((char *)ptr(k, k->data), "second");
+	}
+}
+
 static void test_pci_access_window(void **state)
 {
 	struct disk *k = *state;
@@ -521,7 +582,8 @@ int main(void)
 		T(test_topology, disk_setup), T(test_cache_mode, disk_setup_write_through),
 		T(test_no_flush_feature, disk_setup), T(test_secure_erase, disk_setup),
 		T(test_secure_erase, disk_setup_pool), T(test_readonly_changes, disk_setup_readonly),
-		T(test_resize, disk_setup), T(test_save_load, disk_setup), T(test_pci_access_window, disk_setup),
+		T(test_resize, disk_setup), T(test_remove_insert, disk_setup), T(test_remove_insert, disk_setup_pool),
+		T(test_save_load, disk_setup), T(test_pci_access_window, disk_setup),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -263,11 +263,88 @@ static void test_answers(void **state)
 	free(line);
 }
 
+static void ask_with(struct fixture *f, int fd, const char *text, const int *fds, unsigned n)
+{
+	union { char bytes[CMSG_SPACE(8 * sizeof(int))]; struct cmsghdr align; } room = { { 0 } };
+	struct iovec iov = { (char *)text, strlen(text) };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = room.bytes,
+			    .msg_controllen = CMSG_SPACE(n * sizeof(int)) };
+
+	*CMSG_FIRSTHDR(&m) = (struct cmsghdr){ CMSG_LEN(n * sizeof(int)), SOL_SOCKET, SCM_RIGHTS };
+	memcpy(CMSG_DATA(CMSG_FIRSTHDR(&m)), fds, n * sizeof(int));
+	assert_int_equal(sendmsg(fd, &m, 0), iov.iov_len);
+	serve(f);
+}
+
+/* Nobody has the other end of a pipe any more. */
+static void assert_closed(int read_end)
+{
+	char byte;
+
+	assert_int_equal(read(read_end, &byte, 1), 0);
+	close(read_end);
+}
+
+/* Descriptors that a handler does not keep are closed, also those that come for nothing. */
+static void test_descriptors(void **state)
+{
+	static const char *const lines[] = {
+		"{\"id\":1,\"verb\":\"status\"}\n", "{\"id\":1,\"verb\":\"no\"}\n", "nothing\n",
+		"{\"id\":1,\"verb\":\"disk_attach\"}\n",
+		"{\"id\":1,\"verb\":\"disk_attach\",\"arguments\":{\"disk\":{\"path\":\"x\"}}}\n",
+		"{\"id\":1,\"verb\":\"disk_attach\",\"arguments\":{\"disk\":{\"path\":\"x\"},\"files\":[1]}}\n",
+		"{\"id\":1,\"verb\":\"disk_attach\",\"arguments\":{\"disk\":{\"path\":\"x\"},\"files\":[\"y\"]}}\n",
+		"{\"id\":1,\"verb\":\"disk_attach\",\"arguments\":{\"disk\":{\"path\":\"x\"},\"files\":[\"x\"]}}\n",
+		"{\"id\":1,\"verb\":\"disk_attach\",\"arguments\":{\"disk\":{\"path\":\"x\",\"bus\":\"q\"},\"files\":[\"x\"]}}\n",
+		"{\"id\":1,\"verb\":\"disk_detach\",\"arguments\":{\"name\":\"disk0\"}}\n",
+		"{\"id\":1,\"verb\":\"disk_detach\"}\n", "half a line",
+	};
+	struct fixture *f = *state;
+
+	for (unsigned i = 0; i < sizeof lines / sizeof *lines; i++) {
+		int fd = client(f), ends[2];
+
+		assert_int_equal(pipe(ends), 0);
+		ask_with(f, fd, lines[i], &ends[1], 1);
+		close(ends[1]);
+		if (i == 0)
+			assert_non_null(strstr(hear(f, fd), "running"));
+		if (i > 2 && i < 11)
+			assert_non_null(strstr(hear(f, fd), "error"));
+		close(fd);
+		serve(f);
+		assert_closed(ends[0]);
+	}
+	assert_int_equal(f->vm.disk_jobs, 0);
+}
+
+static void test_attach(void **state)
+{
+	struct fixture *f = *state;
+	char path[] = "/tmp/vixen-disk-XXXXXX";
+	int fd = client(f), image = mkstemp(path);
+
+	assert_int_equal(ftruncate(image, 1 << 20), 0);
+	ask_with(f, fd, "{\"id\":1,\"verb\":\"disk_attach\",\"arguments\":{\"disk\":{\"path\":\"/nowhere\",\"format\":"
+			"\"raw\"},\"files\":[\"/nowhere\"]}}\n", &image, 1);
+	close(image);
+	unlink(path);
+	assert_non_null(strstr(hear(f, fd), "disk0"));
+	ask(f, fd, "{\"id\":2,\"verb\":\"status\"}\n");
+	assert_non_null(strstr(hear(f, fd), "/nowhere"));
+	ask(f, fd, "{\"id\":3,\"verb\":\"disk_detach\",\"arguments\":{\"name\":\"disk0\"}}\n");
+	assert_non_null(strstr(hear(f, fd), "error"));		/* there is no board it could leave */
+	close(fd);
+	serve(f);
+	disks_close(&f->vm);
+}
+
 int main(void)
 {
 #define T(n) cmocka_unit_test_setup_teardown(n, setup, teardown)
 	const struct CMUnitTest tests[] = { T(test_verbs), T(test_unknown_verb), T(test_no_requests), T(test_endless_line),
-					    T(test_deaf_client), T(test_many_clients), T(test_mutations),
+					    T(test_deaf_client), T(test_many_clients), T(test_descriptors), T(test_attach),
+					    T(test_mutations),
 					    cmocka_unit_test(test_answers) };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -28,7 +28,11 @@ struct acpi_pm {
 
 static void sci_update(struct acpi_pm *p)
 {
-	irq_set(&p->sci, (p->cnt & CNT_SCI_EN) && (p->sts & p->en));
+	bool event = p->sts & p->en;
+
+	for (unsigned i = 0; i < 8; i++)
+		event |= p->gpe[i] & p->gpe[8 + i];
+	irq_set(&p->sci, (p->cnt & CNT_SCI_EN) && event);
 }
 
 static uint32_t timer_now(void)
@@ -126,6 +130,15 @@ void acpi_pm_button(struct acpi_pm *p)
 {
 	pthread_mutex_lock(&p->lock);
 	p->sts |= STS_POWER_BUTTON;
+	sci_update(p);
+	pthread_mutex_unlock(&p->lock);
+}
+
+void acpi_pm_gpe(struct acpi_pm *p, unsigned n)
+{
+	ASSERT(n < 64);
+	pthread_mutex_lock(&p->lock);
+	p->gpe[n / 8] |= (uint8_t)(1u << n % 8);
 	sci_update(p);
 	pthread_mutex_unlock(&p->lock);
 }

@@ -19,6 +19,7 @@ struct acpi_pm_host {
 struct acpi_pm *acpi_pm_new(struct map *m, struct irq_line sci, const struct acpi_pm_host *host);
 void acpi_pm_free(struct acpi_pm *p);
 void acpi_pm_reset(struct acpi_pm *p);
+void acpi_pm_gpe(struct acpi_pm *p, unsigned n);	/* general-purpose event 0-63 has happened; any thread */
 void acpi_pm_button(struct acpi_pm *p);		/* the power button: asks the guest to shut down; any thread */
 
 #endif

@@ -168,7 +168,7 @@ size_t acpi_tables_build(const struct acpi_config *c, uint64_t gpa, uint8_t *out
 {
 	struct tables t = { .out = out, .size = size, .gpa = gpa };
 	static uint8_t const empty[1];
-	uint8_t aml[8192], xsdt[8 * 4];
+	uint8_t aml[16384], xsdt[8 * 4];
 	uint64_t rsdp_gpa = 0;
 	uint8_t *rsdp = take(&t, 36, 64, &rsdp_gpa);
 	size_t aml_len = dsdt_build(c, aml, sizeof aml), n = 0;

@@ -19,6 +19,7 @@ struct acpi_config {
 	uint32_t pm_base;
 	unsigned sci_irq;
 	bool hpet;
+	uint32_t hot_slots;	/* PCI slots of bus 0 for hot plug, by acpi_hotplug.h; 0: none, nor its registers */
 };
 
 /* Builds the tables as they lie at `gpa` (the RSDP first, 64-byte aligned). Returns the bytes used, 0 when

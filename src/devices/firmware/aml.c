@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/endian.h"
+#include "devices/firmware/acpi_hotplug.h"
 #include "devices/firmware/acpi_tables.h"
 
 struct aml { uint8_t *out; size_t size, used; bool full; };
@@ -191,6 +192,102 @@ static void routing(struct aml *a)
 	close_length(a, outer);
 }
 
+static size_t method_open(struct aml *a, const char *n, uint8_t flags)
+{
+	put8(a, 0x14);
+	size_t at = open_length(a);
+	name(a, n);
+	put8(a, flags);
+	return at;
+}
+
+static void region_registers(struct aml *a)
+{
+	put(a, "\x5b\x80HPRG\x01", 7);	/* OperationRegion (HPRG, SystemIO, ...) */
+	integer(a, ACPI_HOTPLUG_PORT);
+	integer(a, 16);
+	put(a, "\x5b\x81", 2);		/* Field (HPRG, DWordAcc, NoLock, WriteAsZeros) */
+	size_t f = open_length(a);
+	put(a, "HPRG\x43HPUP\x20HPDN\x20HPEJ\x20HPOS\x20", 25);
+	close_length(a, f);
+}
+
+/* Device (Snn) { _ADR, _SUN; _EJ0: HPEJ = slot; _OST: HPOS = slot << 24 | event << 16 | status } */
+static void slot_device(struct aml *a, unsigned slot)
+{
+	char n[8];
+	snprintf(n, sizeof n, "S%03u", slot & 0xff);
+	size_t d = device_open(a, n, NULL), m;
+	name_op(a, "_ADR");
+	integer(a, slot << 16);
+	name_op(a, "_SUN");
+	integer(a, slot);
+	m = method_open(a, "_EJ0", 1);
+	put8(a, 0x70);
+	integer(a, 1u << slot);
+	name(a, "HPEJ");
+	close_length(a, m);
+	m = method_open(a, "_OST", 3);
+	put(a, "\x7d\x7d\x79\x7b\x68", 5);	/* Or (Or (ShiftLeft (And (Arg0, */
+	integer(a, 0xff);
+	put8(a, 0);
+	integer(a, 16);
+	put(a, "\0\x7b\x69", 3);
+	integer(a, 0xffff);
+	put(a, "\0\0", 2);
+	integer(a, (uint64_t)slot << 24);
+	name(a, "HPOS");
+	close_length(a, m);
+	close_length(a, d);
+}
+
+/* Local0 = field; field = Local0, which clears it; Notify (Snn, value) for each slot in it. */
+static void slots_notify(struct aml *a, uint32_t slots, const char *field, uint8_t value)
+{
+	put8(a, 0x70);
+	name(a, field);
+	put(a, "\x60\x70\x60", 3);
+	name(a, field);
+	for (unsigned slot = 0; slot < 32; slot++) {
+		char n[8];
+		if (!(slots >> slot & 1))
+			continue;
+		put8(a, 0xa0);
+		size_t i = open_length(a);
+		put(a, "\x7b\x60", 2);
+		integer(a, 1u << slot);
+		put8(a, 0);
+		put8(a, 0x86);
+		snprintf(n, sizeof n, "S%03u", slot & 0xff);
+		name(a, n);
+		integer(a, value);
+		close_length(a, i);
+	}
+}
+
+static void hot_plug(struct aml *a, uint32_t slots)
+{
+	region_registers(a);
+	for (unsigned slot = 0; slot < 32; slot++)
+		if (slots >> slot & 1)
+			slot_device(a, slot);
+	size_t m = method_open(a, "HPNT", 8);
+	slots_notify(a, slots, "HPUP", 1);	/* device check */
+	slots_notify(a, slots, "HPDN", 3);	/* eject request */
+	close_length(a, m);
+}
+
+static void hot_plug_event(struct aml *a)
+{
+	size_t s = scope_open(a, "\\_GPE"), m;
+	char n[8];
+	snprintf(n, sizeof n, "_E%02X", ACPI_HOTPLUG_GPE);
+	m = method_open(a, n, 0);
+	put(a, "\\\x2f\x03_SB_PCI0HPNT", 15);
+	close_length(a, m);
+	close_length(a, s);
+}
+
 static void pci_root(struct aml *a, const struct acpi_config *c)
 {
 	size_t d = device_open(a, "PCI0", "PNP0A08");
@@ -209,6 +306,8 @@ static void pci_root(struct aml *a, const struct acpi_config *c)
 		res_window(a, 0, 0, c->mmio64_gpa, c->mmio64_gpa + c->mmio64_size - 1);
 	template_close(a, t);
 	routing(a);
+	if (c->hot_slots)
+		hot_plug(a, c->hot_slots);
 	close_length(a, d);
 	/* ECAM is reserved by a motherboard resource, as Linux wants it (PCI firmware 4.1.2) */
 	d = device_open(a, "MCFG", "PNP0C02");
@@ -248,6 +347,8 @@ size_t dsdt_build(const struct acpi_config *c, uint8_t *out, size_t size)
 	firmware_config(&a);
 	isa_device(&a, "COM1", "PNP0501", 0x3f8, 8, 4);
 	close_length(&a, s);
+	if (c->hot_slots)
+		hot_plug_event(&a);
 	name_op(&a, "\\_S5_");
 	put8(&a, 0x12);
 	size_t p = open_length(&a);

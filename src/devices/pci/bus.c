@@ -87,8 +87,31 @@ struct pci_dev *pci_dev_add(struct pci_bus *b, int slot, const struct pci_ids *i
 	cfg_put16(d->config, CFG_SUBDEVICE, ids->subdevice);
 	cfg_put16(d->wmask, CFG_COMMAND, CMD_IO | CMD_MEM | CMD_MASTER | CMD_INTX_OFF);
 	d->wmask[CFG_INT_LINE] = 0xff;
+	pthread_mutex_lock(&b->lock);
+	d->hidden = b->assigned;
 	b->dev[slot] = d;
+	pthread_mutex_unlock(&b->lock);
 	return d;
+}
+
+void pci_dev_show(struct pci_dev *d, bool on)
+{
+	if (!on)
+		pci_intx(d, false);
+	pthread_mutex_lock(&d->bus->lock);
+	if (!on)
+		config_reset(d);
+	d->hidden = !on;
+	pthread_mutex_unlock(&d->bus->lock);
+}
+
+uint32_t pci_bus_free_slots(struct pci_bus *b)
+{
+	uint32_t mask = 0;
+
+	for (unsigned i = 1; i < PCI_SLOTS - 1; i++)
+		mask |= b->dev[i] ? 0 : 1u << i;
+	return mask;
 }
 
 void pci_dev_hooks(struct pci_dev *d, const struct pci_hooks *h)
@@ -197,6 +220,7 @@ void pci_bus_assign(struct pci_bus *b)
 	for (unsigned i = 0; i < PCI_SLOTS; i++)
 		if (b->dev[i])
 			dev_assign(b->dev[i], &next32, &next64);
+	b->assigned = true;
 	pthread_mutex_unlock(&b->lock);
 }
 
@@ -247,7 +271,7 @@ void pci_bus_save(struct pci_bus *b, struct stream *s)
 	stream_put_u32(s, b->config_address);
 	stream_put_u8(s, b->reset_control);
 	for (unsigned i = 0; i < PCI_SLOTS; i++)
-		if (b->dev[i])
+		if (b->dev[i] && !b->dev[i]->hidden)
 			dev_save(b->dev[i], s);
 	stream_end(s, mark);
 }
@@ -288,7 +312,7 @@ int pci_bus_load(struct pci_bus *b, struct stream *s)
 	b->config_address = stream_get_u32(s) & 0x80fffffc;
 	b->reset_control = stream_get_u8(s);
 	for (unsigned i = 0; i < PCI_SLOTS && !ret; i++)
-		if (b->dev[i])
+		if (b->dev[i] && !b->dev[i]->hidden)
 			ret = dev_load(b->dev[i], s);
 	pthread_mutex_unlock(&b->lock);
 	stream_leave(s, end);

@@ -142,10 +142,9 @@ void pci_dev_bar(struct pci_dev *d, unsigned bar, uint64_t size_bytes, bool is64
 		cfg_put32(d->wmask, o + 4, (uint32_t)(mask >> 32));
 	d->bar[bar].size_bytes = size_bytes;
 	d->bar[bar].is64 = is64;
-	d->bar[bar].region = map_add_mmio(d->bus->map, is64 ? d->bus->mmio64_gpa : PCI_MMIO32_GPA, size_bytes,
-					  ops, d->opaque, name);
+	d->bar[bar].region = map_add_mmio_off(d->bus->map, is64 ? d->bus->mmio64_gpa : PCI_MMIO32_GPA, size_bytes,
+					      ops, d->opaque, name);
 	ASSERT(d->bar[bar].region);
-	region_enable(d->bus->map, d->bar[bar].region, false);
 }
 
 uint64_t pci_dev_bar_gpa(const struct pci_dev *d, unsigned bar)

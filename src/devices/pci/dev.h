@@ -49,6 +49,7 @@ struct pci_dev {
 	unsigned cap_next, cap_last;	/* next free offset; last capability, 0: none yet */
 	bool intx;			/* level wanted by the device; under bus->intx_lock */
 	bool sealed;			/* initial[] is taken */
+	bool hidden;			/* under bus->lock: nothing is in the slot, as far as the guest can see */
 	atomic_bool bus_master;
 	/* Written under bus->lock. */
 	uint8_t config[PCI_CONFIG_BYTES];
@@ -63,6 +64,7 @@ struct pci_bus {
 	pthread_mutex_t lock;		/* config spaces, BAR placement, config_address; before intx_lock */
 	struct pci_dev *dev[PCI_SLOTS];
 	struct pci_dev *host;		/* slot 0 */
+	bool assigned;			/* the guest may run: what is added now is hidden at first */
 	uint32_t config_address;	/* port CF8 */
 	uint8_t reset_control;		/* port CF9 */
 	struct region *ecam, *ports;

@@ -14,7 +14,7 @@ static struct pci_dev *function_at(struct pci_bus *b, unsigned bdf)
 {
 	if (bdf >> 8 || (bdf & 7))	/* bus 0, function 0 of each slot */
 		return NULL;
-	return b->dev[bdf >> 3];
+	return b->dev[bdf >> 3] && !b->dev[bdf >> 3]->hidden ? b->dev[bdf >> 3] : NULL;
 }
 
 /* --- ECAM: offset = bus 27:20, device 19:15, function 14:12, register 11:0 --- */

@@ -33,6 +33,12 @@ void pci_bus_assign(struct pci_bus *b);
 struct pci_ids { uint16_t vendor, device, subvendor, subdevice; uint32_t class_code; uint8_t revision; };
 /* slot -1: next free. Owner: the bus. opaque goes to the BAR io_ops. */
 struct pci_dev *pci_dev_add(struct pci_bus *b, int slot, const struct pci_ids *ids, void *opaque);
+/*
+ * A function that is added after pci_bus_assign() is hidden until it is shown; hiding one again unmaps its BARs and
+ * gives its registers their first values.  It stays: a vCPU may still be in one of its handlers.  The loop's thread.
+ */
+void pci_dev_show(struct pci_dev *d, bool on);
+uint32_t pci_bus_free_slots(struct pci_bus *b);		/* a bit for each slot that pci_dev_add(-1) may give, lowest first */
 void pci_dev_bar(struct pci_dev *d, unsigned bar, uint64_t size_bytes, bool is64, bool prefetch,
 		 const struct io_ops *ops, const char *name);
 /* Adds a capability, returns its offset; bytes are copied; guest-writable bits in wmask (same length). */

@@ -35,6 +35,8 @@ struct virtio_blk {
 	struct virtio *v;
 	struct block *block;
 	unsigned queues;
+	void (*gone)(void *opaque);	/* the disk is being taken out */
+	void *gone_opaque;
 	unsigned batch;			/* > 0: kick() is running and will signal */
 	uint8_t serial[DISK_SERIAL_MAX];
 };
@@ -365,6 +367,14 @@ static void blk_start(void *opaque)
 		virtio_config_set(d->v, offsetof(struct virtio_blk_config, wce), &off, 1, false);
 }
 
+static void blk_withdrawn(void *opaque)
+{
+	struct virtio_blk *d = opaque;
+
+	d->block = NULL;
+	d->gone(d->gone_opaque);
+}
+
 static void blk_free(void *opaque)
 {
 	free(opaque);
@@ -372,7 +382,8 @@ static void blk_free(void *opaque)
 
 static const struct virtio_class blk_class = {
 	.name = "virtio-blk", .id = VIRTIO_ID_BLOCK, .class_code = 0x010000,
-	.start = blk_start, .kick = blk_kick, .free = blk_free,
+	.start = blk_start, .kick = blk_kick, .withdrawn = blk_withdrawn,
+	.free = blk_free,
 };
 
 /* --- what it shows --- */
@@ -451,6 +462,30 @@ void virtio_blk_resized(struct virtio_blk *d)
 	virtio_config_set(d->v, offsetof(struct virtio_blk_config, capacity), &c.capacity, sizeof(c.capacity), true);
 }
 
+static void disk_take(struct virtio_blk *d, struct block *b, const struct disk_traits *t)
+{
+	d->block = b;
+	memset(d->serial, 0, sizeof(d->serial));
+	if (t->serial)
+		memcpy(d->serial, t->serial, strnlen(t->serial, sizeof(d->serial)));
+}
+
+void virtio_blk_remove(struct virtio_blk *d, void (*gone)(void *opaque), void *opaque)
+{
+	d->gone = gone;
+	d->gone_opaque = opaque;
+	virtio_withdraw(d->v);
+}
+
+void virtio_blk_insert(struct virtio_blk *d, struct block *b, const struct disk_traits *t)
+{
+	struct virtio_blk_config config;
+
+	disk_take(d, b, t);
+	config_fill(&config, b, t, d->queues);
+	virtio_present(d->v, features(b, t, d->queues), &config);
+}
+
 int virtio_blk_new(struct virtio_blk **out, struct pci_bus *bus, struct map *m, struct loop *l,
 		   struct block *b, const struct disk_traits *t, unsigned queues, struct error *e)
 {
@@ -465,10 +500,8 @@ int virtio_blk_new(struct virtio_blk **out, struct pci_bus *bus, struct map *m, 
 	_Static_assert(sizeof(config) <= VIRTIO_CONFIG_MAX, "configuration fits");
 	if (!d)
 		return error_errno(e, ENOMEM, NULL, "create virtio-blk");
-	d->block = b;
 	d->queues = queues;
-	if (t->serial)
-		memcpy(d->serial, t->serial, strnlen(t->serial, sizeof(d->serial)));
+	disk_take(d, b, t);
 	config_fill(&config, b, t, queues);
 	wmask[offsetof(struct virtio_blk_config, wce)] = 1;
 	ret = virtio_new(&d->v, &blk_class, &p, bus, m, l, d, e);

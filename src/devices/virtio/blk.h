@@ -18,6 +18,11 @@ int virtio_blk_new(struct virtio_blk **out, struct pci_bus *bus, struct map *m, 
 		   struct block *b, const struct disk_traits *t, unsigned queues, struct error *e);
 /* The disk has another size now: the driver is told.  The loop's thread. */
 void virtio_blk_resized(struct virtio_blk *d);
+/* Takes the disk out: the slot is empty for the driver, and `gone` runs, maybe at once, when no request is under way;
+ * b is to be closed from the loop, not in the callback.  The device stays for another disk.  The loop's thread. */
+void virtio_blk_remove(struct virtio_blk *d, void (*gone)(void *opaque), void *opaque);
+/* Puts a disk into a device that has none, or that was made after the guest had started. */
+void virtio_blk_insert(struct virtio_blk *d, struct block *b, const struct disk_traits *t);
 /* The PCI slot the disk got (for boot order). */
 unsigned virtio_blk_slot(const struct virtio_blk *d);
 

@@ -50,6 +50,7 @@ struct virtio {
 	atomic_uint config_vector;
 	bool started;		/* start was posted, stop has not completed */
 	bool resetting;		/* stop was posted; register writes are ignored until it has completed */
+	bool withdrawn;		/* off the bus: register writes, of a vCPU that is late, are ignored */
 	uint8_t generation;
 	bool config_seen;	/* the driver has read the configuration since generation changed */
 	unsigned config_len;

@@ -194,7 +194,7 @@ static void queue_write(struct virtio *v, uint64_t offset, unsigned size, uint32
 static void common_write(struct virtio *v, uint64_t offset, unsigned size, uint32_t value)
 {
 	pthread_mutex_lock(&v->lock);
-	if (v->resetting)	/* 2.4.2: the driver waits until status reads 0 */
+	if (v->resetting || v->withdrawn)	/* 2.4.2: the driver waits until status reads 0 */
 		goto out;
 	if (offset == VIRTIO_PCI_COMMON_DFSELECT && size == 4)
 		v->feature_select = value;

@@ -100,6 +100,8 @@ static void reset_complete(struct virtio *v)
 	v->started = false;
 	v->resetting = false;
 	pthread_mutex_unlock(&v->lock);
+	if (v->withdrawn && v->class->withdrawn)
+		v->class->withdrawn(v->opaque);
 }
 
 void virtio_get(struct virtio *v)
@@ -219,6 +221,33 @@ void virtio_config_set(struct virtio *v, unsigned offset, const void *buf, unsig
 	pthread_mutex_unlock(&v->lock);
 	if (interrupt && (atomic_load(&v->status) & VIRTIO_CONFIG_S_DRIVER_OK))
 		device_interrupt(v, atomic_load(&v->config_vector), VIRTIO_PCI_ISR_CONFIG);
+}
+
+/* --- off the bus and on it --- */
+
+void virtio_withdraw(struct virtio *v)
+{
+	bool idle;
+
+	pci_dev_show(v->pci, false);
+	pthread_mutex_lock(&v->lock);
+	v->withdrawn = true;
+	device_reset(v);
+	idle = !v->resetting;
+	pthread_mutex_unlock(&v->lock);
+	if (idle && v->class->withdrawn)
+		v->class->withdrawn(v->opaque);
+}
+
+void virtio_present(struct virtio *v, uint64_t features, const void *config)
+{
+	pthread_mutex_lock(&v->lock);
+	v->withdrawn = false;
+	v->offered = features | RING_FEATURES;
+	memcpy(v->config, config, v->config_len);
+	memcpy(v->config_initial, config, v->config_len);
+	pthread_mutex_unlock(&v->lock);
+	pci_dev_show(v->pci, true);
 }
 
 /* --- birth and death --- */

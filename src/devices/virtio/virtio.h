@@ -36,6 +36,7 @@ struct virtio_class {
 	void (*save)(void *opaque, struct stream *s);
 	int  (*load)(void *opaque, struct stream *s);
 	void (*free)(void *opaque);	/* the loop has ended */
+	void (*withdrawn)(void *opaque);	/* nothing is under way any more after virtio_withdraw() */
 };
 
 struct virtio_params {
@@ -51,6 +52,11 @@ int virtio_new(struct virtio **out, const struct virtio_class *class, const stru
 	       struct pci_bus *bus, struct map *m, struct loop *l, void *opaque, struct error *e);
 unsigned virtio_slot(const struct virtio *v);
 struct map *virtio_map(const struct virtio *v);
+
+/* Takes the device off the bus, and puts it there again as another one of its kind; virtio_new() after the guest has
+ * started leaves it off.  The loop's thread. */
+void virtio_withdraw(struct virtio *v);
+void virtio_present(struct virtio *v, uint64_t features, const void *config);
 
 /* Loop thread. */
 struct virtq *virtio_queue(struct virtio *v, unsigned i);

@@ -1,0 +1,254 @@
+/* vixen disk: the disks of a VM that runs. A verb is a row of the table, and a function. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "block/block.h"
+#include "cli/control_client.h"
+#include "cli/disk.h"
+#include "cli/disk_option.h"
+#include "cli/options.h"
+#include "cli/verb.h"
+#include "host/loop.h"
+#include "vmm/vm_config.h"
+
+#define DETACH_SECONDS 10u
+
+/* --- what they share: VM and DISK --- */
+
+bool disk_argument(struct disk_ask *a, const char *v)
+{
+	if (!a->vm)
+		a->vm = v;
+	else if (!a->disk && a->takes_disk)
+		a->disk = v;
+	else
+		return usage_error(a->verb, "'%s' is one argument too many", v);
+	return true;
+}
+
+int disk_parse(const struct command *c, struct disk_ask *a, int argc, char **argv)
+{
+	int ret = options_parse(c, a, argc, argv);
+
+	if (ret >= 0)
+		return ret;
+	if (a->vm && (a->disk || !a->takes_disk))
+		return ret;
+	usage_error(a->verb, a->vm ? "no %s given" : "no VM given, vixen list names them", a->takes_disk);
+	return EXIT_USAGE;
+}
+
+static bool set_argument(void *opaque, const char *v) { return disk_argument(opaque, v); }
+
+static int failed(const struct error *e)
+{
+	error_print(e);
+	return EXIT_FAILED;
+}
+
+/* --- list --- */
+
+static bool set_format(void *opaque, const char *v)
+{
+	struct disk_ask *a = opaque;
+	return json_parse(a->verb, v, &a->json);
+}
+
+static void row_show(json_t *d)
+{
+	const char *name = "?", *bus = "?", *format = "?", *path = "?";
+	json_int_t bytes = 0;
+	int readonly = 0, ephemeral = 0;
+
+	json_unpack(d, "{s:s, s:s, s:s, s:s, s:I, s:b, s:b}", "name", &name, "bus", &bus, "format", &format, "path", &path,
+		    "size_bytes", &bytes, "readonly", &readonly, "ephemeral", &ephemeral);
+	printf("%-8s %-7s %-7s %10.2f GiB  %s%s%s\n", name, bus, format, (double)bytes / (1 << 30), path,
+	       readonly ? ", readonly" : "", ephemeral ? ", ephemeral" : "");
+}
+
+static int disk_list(int argc, char **argv)
+{
+	static const struct option_row options[] = { { "format", "table|json", "default table", set_format }, { 0 } };
+	static const struct command c = { .verb = "disk list", .usage = "disk list VM [--format table|json]",
+		.about = "Lists the disks of a virtual machine that runs.", .options = options, .argument = set_argument };
+	struct disk_ask a = { .verb = c.verb };
+	struct error e = { 0 };
+	json_t *status, *disks, *d;
+	size_t i;
+	int ret = disk_parse(&c, &a, argc, argv);
+
+	if (ret >= 0)
+		return ret;
+	if (control_ask(a.vm, CONTROL_status, NULL, NULL, NULL, &status, &e))
+		return failed(&e);
+	disks = json_object_get(status, "disks");
+	if (a.json) {
+		json_print(json_incref(disks));
+	} else {
+		printf("%-8s %-7s %-7s %14s  %s\n", "NAME", "BUS", "FORMAT", "SIZE", "FILE");
+		json_array_foreach(disks, i, d)
+			row_show(d);
+	}
+	json_decref(status);
+	return EXIT_OK;
+}
+
+/* --- attach: the VM may open no file, so its files are opened and locked here, and handed over --- */
+
+struct files {
+	unsigned n;
+	int fd[CONTROL_FDS_MAX];
+	json_t *paths;
+};
+
+static int file_add(struct files *f, const char *path, bool write, struct error *e)
+{
+	int fd = block_file_open(path, write, e);
+
+	if (fd < 0)
+		return fd;
+	f->fd[f->n++] = fd;
+	json_array_append_new(f->paths, json_string(path));
+	return 0;
+}
+
+/* Its backing files are found by opening it for a look. */
+static int files_find(struct files *f, struct loop *l, const struct vm_disk *d, struct error *e)
+{
+	struct block_file *list = calloc(CONTROL_FDS_MAX, sizeof *list);
+	struct block *b = NULL;
+	int ret = list ? block_open(&b, l, d->path, d->format, BLOCK_READONLY | BLOCK_SHARE, e)
+		       : error_errno(e, ENOMEM, NULL, "attach a disk");
+	unsigned n = ret ? 0 : block_files(b, list, CONTROL_FDS_MAX);
+
+	if (n > CONTROL_FDS_MAX)
+		ret = error_set(e, ELOOP, "merge some of them with 'vixen image commit'", "attach a disk", "it has %u files", n);
+	for (unsigned i = 0; i < n && !ret; i++)
+		ret = file_add(f, list[i].path, !list[i].backing && !d->readonly, e);
+	block_close(b);
+	free(list);
+	return ret;
+}
+
+static int attach(const char *vm, const struct vm_disk *d, json_t **result, struct error *e)
+{
+	if (d->ephemeral)
+		return error_set(e, ENOTSUP, "attach a linked clone of it (vixen image clone)", "attach a disk",
+				 "a running VM can make no file for what would be written to an ephemeral disk");
+	struct files f = { .paths = json_array() };
+	struct loop *l = loop_new();
+	json_t *disk = vm_disk_encode(d);
+	int ret = l && disk ? files_find(&f, l, d, e) : error_errno(e, ENOMEM, NULL, "attach a disk");
+
+	if (!ret)
+		ret = control_ask_fds(vm, CONTROL_disk_attach, json_pack("{s:O, s:O}", "disk", disk, "files", f.paths), f.fd, f.n,
+				      result, e);
+	while (f.n)
+		close(f.fd[--f.n]);
+	json_decref(f.paths);
+	json_decref(disk);
+	if (l)
+		loop_free(l);
+	return ret;
+}
+
+static int disk_attach(int argc, char **argv)
+{
+	static const struct command c = { .verb = "disk attach", .usage = "disk attach VM " DISK_OPTION_FORM,
+		.about = "Plugs a disk into a virtual machine that runs, and prints its name. Options are those of\n"
+			 "vixen run --disk, but for ephemeral.", .argument = set_argument };
+	struct disk_ask a = { .verb = c.verb, .takes_disk = "file" };
+	struct error e = { 0 };
+	struct vm_disk d;
+	json_t *result;
+	const char *name = "?";
+	int ret = disk_parse(&c, &a, argc, argv);
+	char *text = ret >= 0 ? NULL : strdup(a.disk), *path;
+
+	if (ret >= 0 || !text)
+		return text ? EXIT_FAILED : ret;
+	if (!disk_option_parse(a.verb, a.disk, text, &d)) {
+		free(text);
+		return EXIT_USAGE;
+	}
+	path = block_path_remote(d.path) ? NULL : realpath(d.path, NULL);
+	if (path)
+		d.path = path;
+	ret = attach(a.vm, &d, &result, &e);
+	free(path);
+	free(text);
+	if (ret)
+		return failed(&e);
+	json_unpack(result, "{s:s}", "name", &name);
+	printf("%s\n", name);
+	json_decref(result);
+	return EXIT_OK;
+}
+
+/* --- detach --- */
+
+static bool set_timeout(void *opaque, const char *v)
+{
+	struct disk_ask *a = opaque;
+	uint64_t n;
+	if (!number_parse(v, 86400, &n) || !n)
+		return usage_error(a->verb, "--timeout '%s' is not a number of seconds from 1 to 86400", v);
+	a->seconds = (unsigned)n;
+	return true;
+}
+
+static int disk_detach(int argc, char **argv)
+{
+	static const struct option_row options[] = {
+		{ "timeout", "SECONDS", "how long the guest may take to give it up (default 10)", set_timeout }, { 0 } };
+	static const struct command c = { .verb = "disk detach", .usage = "disk detach VM DISK [--timeout SECONDS]",
+		.about = "Asks a virtual machine's guest to give a disk up, and takes it away.", .options = options,
+		.argument = set_argument };
+	struct disk_ask a = { .verb = c.verb, .takes_disk = "disk", .seconds = DETACH_SECONDS };
+	struct error e = { 0 };
+	int ret = disk_parse(&c, &a, argc, argv);
+
+	if (ret >= 0)
+		return ret;
+	ret = control_ask(a.vm, CONTROL_disk_detach, json_pack("{s:s, s:i}", "name", a.disk, "timeout_s", (int)a.seconds), NULL,
+			  NULL, NULL, &e);
+	return ret ? failed(&e) : EXIT_OK;
+}
+
+/* --- the table --- */
+
+static const struct disk_verb { const char *name, *summary; int (*run)(int argc, char **argv); } verbs[] = {
+	{ "attach", "plug one in", disk_attach },
+	{ "detach", "take one away", disk_detach },
+	{ "list", "list them", disk_list },
+};
+#define VERBS (sizeof verbs / sizeof *verbs)
+
+static void help(FILE *to)
+{
+	fprintf(to, "usage: vixen disk COMMAND VM [...]\n\nThe disks of a virtual machine that runs.\n\ncommands:\n");
+	for (size_t i = 0; i < VERBS; i++)
+		fprintf(to, "  %-10s %s\n", verbs[i].name, verbs[i].summary);
+	fprintf(to, "\n'vixen disk COMMAND --help' explains one.\n");
+}
+
+int verb_disk(int argc, char **argv)
+{
+	const char *names[VERBS + 1] = { 0 }, *near;
+
+	if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
+		help(argc < 2 ? stderr : stdout);
+		return argc < 2 ? EXIT_USAGE : EXIT_OK;
+	}
+	for (size_t i = 0; i < VERBS; i++) {
+		names[i] = verbs[i].name;
+		if (!strcmp(names[i], argv[1]))
+			return verbs[i].run(argc - 1, argv + 1);
+	}
+	near = nearest(argv[1], names);
+	usage_error("disk", near ? "'%s' is no command, did you mean '%s'?" : "'%s' is no command", argv[1], near);
+	return EXIT_USAGE;
+}

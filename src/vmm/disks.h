@@ -1,0 +1,39 @@
+/* The disks of a VM, by name: "disk0" ... The loop's thread. */
+#ifndef VIXEN_VMM_DISKS_H
+#define VIXEN_VMM_DISKS_H
+
+#include <jansson.h>
+
+#include "base/error.h"
+#include "vmm/vm_config.h"
+
+struct vm;
+struct loop_timer;
+struct control_call;
+struct board_disk;
+
+/* From PLUGGED on a disk is found by its name. */
+enum disk_state { DISK_FREE, DISK_OPENING, DISK_CLOSING, DISK_PLUGGED, DISK_LEAVING };
+
+struct vm_slot {
+	enum disk_state state;
+	char name[12];
+	struct vm_disk spec;
+	json_t *owner;			/* of its strings; NULL: the configuration */
+	struct block *block;
+	struct board_disk *place;	/* on the board; NULL: there is none */
+	/* LEAVING and CLOSING */
+	struct vm *vm;
+	struct control_call *call;
+	struct loop_timer *timer;
+};
+
+int disks_open(struct vm *vm, struct error *e);		/* those of the configuration */
+int disks_plug(struct vm *vm, struct error *e);		/* into a new board */
+void disks_flush(struct vm *vm);	/* what the guest wrote reaches the host's disk; runs the loop */
+void disks_close(struct vm *vm);	/* the board is gone */
+struct vm_slot *disk_find(struct vm *vm, const char *name);	/* NULL: none */
+void disk_resized(struct vm_slot *s);	/* block_size() has changed: the guest is told */
+json_t *disks_json(struct vm *vm);
+
+#endif
