@@ -45,12 +45,16 @@ _vixen_image()
 	--backing | --socket | --tls-psk-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
 	esac
 	if [ "$COMP_CWORD" = 2 ]; then
-		COMPREPLY=($(compgen -W 'build create list info clone convert compare map resize check snapshot commit rebase
+		COMPREPLY=($(compgen -W 'build create list info clone convert compare map resize check snapshot bitmap commit rebase
 			serve --help' -- "$cur"))
 		return
 	fi
 	if [ "${COMP_WORDS[2]}" = snapshot ] && [ "$COMP_CWORD" = 3 ]; then
 		COMPREPLY=($(compgen -W 'create list apply delete' -- "$cur"))
+		return
+	fi
+	if [ "${COMP_WORDS[2]}" = bitmap ] && [ "$COMP_CWORD" = 3 ]; then
+		COMPREPLY=($(compgen -W 'add remove clear merge list' -- "$cur"))
 		return
 	fi
 	_vixen_image_options
@@ -73,6 +77,7 @@ _vixen_image_options()
 	   resize) options='--shrink --disk-format' ;;
 	   check) options='--repair --disk-format --format' ;;
 	   snapshot) options='--disk-format --format' ;;
+	   bitmap) options='--granularity --disk-format --format' ;;
 	   commit) options='--disk-format' ;;
 	   serve) options='--socket --listen --export --description --read-only --once --disk-format --tls-certificates
 		--tls-verify-clients --tls-psk-file' ;;

@@ -25,7 +25,7 @@ complete -c vixen -n $run -f -l perf-map -d 'Name translated code for perf'
 complete -c vixen -n $run -f -l interpret -d 'Interpret only'
 
 set -l image '__fish_seen_subcommand_from image'
-set -l commands build create list info clone convert compare map resize check snapshot commit rebase serve
+set -l commands build create list info clone convert compare map resize check snapshot bitmap commit rebase serve
 complete -c vixen -n "$image; and not __fish_seen_subcommand_from $commands" -f -a "$commands"
 set -l build "$image; and __fish_seen_subcommand_from build"
 complete -c vixen -n $build -f -a debian-12
@@ -66,8 +66,8 @@ complete -c vixen -n $create -x -l refcount-bits -a '1 2 4 8 16 32 64' -d 'Width
 complete -c vixen -n $create -r -l data-file -d 'Put the data there'
 complete -c vixen -n $create -l force -d 'Replace the file'
 set -l disk "$image; and __fish_seen_subcommand_from"
-complete -c vixen -n "$disk info map check snapshot compare" -x -l format -a 'table json' -d Output
-complete -c vixen -n "$disk info map check snapshot clone resize commit rebase" -x -l disk-format -a 'raw qcow2 vmdk vhdx vdi' -d 'Format of the file'
+complete -c vixen -n "$disk info map check snapshot bitmap compare" -x -l format -a 'table json' -d Output
+complete -c vixen -n "$disk info map check snapshot bitmap clone resize commit rebase" -x -l disk-format -a 'raw qcow2 vmdk vhdx vdi' -d 'Format of the file'
 complete -c vixen -n "$disk clone" -x -l size -d 'Of the new disk'
 complete -c vixen -n "$disk convert" -x -l from -a 'raw qcow2 vmdk vhdx vdi' -d 'Format of the source'
 complete -c vixen -n "$disk convert" -x -l to -a 'raw qcow2' -d 'Format of the copy'
@@ -82,6 +82,8 @@ complete -c vixen -n "$disk compare" -x -l format-b -a 'raw qcow2 vmdk vhdx vdi'
 complete -c vixen -n "$disk resize" -l shrink -d 'It may get smaller'
 complete -c vixen -n "$disk check" -x -l repair -a 'leaks all' -d 'Mend it'
 complete -c vixen -n "$disk snapshot" -f -a 'create list apply delete'
+complete -c vixen -n "$disk bitmap" -f -a 'add remove clear merge list'
+complete -c vixen -n "$disk bitmap" -x -l granularity -d 'Bytes for each bit'
 complete -c vixen -n "$disk rebase" -r -l backing -d 'New backing file'
 complete -c vixen -n "$disk rebase" -x -l backing-format -a 'raw qcow2 vmdk vhdx vdi' -d 'Its format'
 complete -c vixen -n "$disk rebase" -l no-backing -d 'Copy all in'

@@ -16,10 +16,11 @@
 
 #include "block/block_private.h"
 #include "block/job.h"
-#include "block/qcow2/qcow2.h"
+#include "block/qcow2/bitmap.h"
 
 #define EXT_BACKING_FORMAT 0xe2792acau
 #define EXT_FEATURE_NAMES 0x6803f857u
+#define EXT_BITMAPS 0x23852875u
 #define NAME_MAX_BYTES 1023u
 #define EXT_HEAD 8u
 
@@ -29,6 +30,9 @@ struct rewrite {
 	size_t cluster, old_end;	/* old_end: of the old extensions and name */
 	size_t at, name_at;
 	bool feature_names;
+	const uint8_t *bitmaps;		/* the extension; NULL: as it is */
+	size_t bitmaps_len;		/* 0: none */
+	uint64_t autoclear;
 	const char *path, *format;
 };
 
@@ -51,7 +55,7 @@ static bool put(struct rewrite *r, uint32_t type, const void *data, size_t len)
 
 static bool kept(const struct rewrite *r, uint32_t type)
 {
-	return type != EXT_BACKING_FORMAT && (type != EXT_FEATURE_NAMES || r->feature_names);
+	return type != EXT_BACKING_FORMAT && (type != EXT_BITMAPS || !r->bitmaps) && (type != EXT_FEATURE_NAMES || r->feature_names);
 }
 
 /* They were checked when the image was opened, but are the file's content all the same. */
@@ -110,6 +114,10 @@ static int compose(struct rewrite *r, bool feature_names)
 	r->feature_names = feature_names;
 	if (r->path && r->format && !put(r, EXT_BACKING_FORMAT, r->format, strlen(r->format)))
 		return -ENAMETOOLONG;
+	if (r->bitmaps && r->bitmaps_len && !put(r, EXT_BITMAPS, r->bitmaps, r->bitmaps_len))
+		return -ENAMETOOLONG;
+	if (r->bitmaps)
+		store_be64(r->new + H_AUTOCLEAR, r->autoclear);
 	ret = copy_extensions(r);
 	if (!ret && !put(r, 0, NULL, 0))
 		ret = -ENAMETOOLONG;
@@ -135,7 +143,7 @@ static int write_header(struct rewrite *r)
 	return ret ? ret : node_co_flush(file);
 }
 
-static int adopt(struct rewrite *r)
+static void adopt(struct rewrite *r)
 {
 	struct header *h = &r->q->h;
 	char *path = r->path ? strdup(r->path) : NULL, *format = r->path && r->format ? strdup(r->format) : NULL;
@@ -145,13 +153,14 @@ static int adopt(struct rewrite *r)
 	free(h->backing_format);
 	h->backing_path = path;
 	h->backing_format = format;
-	return 0;
 }
 
-static int rewrite(struct qcow2 *q, const char *path, const char *format)
+static int rewrite(struct rewrite r)
 {
-	struct rewrite r = { .q = q, .path = path, .format = format, .cluster = q->cluster_bytes };
+	struct qcow2 *q = r.q;
 	int ret;
+
+	r.cluster = q->cluster_bytes;
 
 	r.old = calloc(1, r.cluster);
 	r.new = calloc(1, r.cluster);
@@ -165,15 +174,38 @@ static int rewrite(struct qcow2 *q, const char *path, const char *format)
 	if (!ret)
 		ret = write_header(&r);
 	if (!ret)
-		ret = adopt(&r);
+		adopt(&r);
 	free(r.old);
 	free(r.new);
 	return ret;
 }
 
+/* The names stay as they are. */
+int header_set_bitmaps(struct qcow2 *q, uint32_t n, uint64_t dir_bytes, uint64_t dir_offset, uint64_t autoclear)
+{
+	struct rewrite r = { .q = q, .path = q->h.backing_path, .format = q->h.backing_format, .autoclear = autoclear };
+	uint8_t ext[24] = { 0 };
+	int ret;
+
+	store_be32(ext, n);
+	store_be64(ext + 8, dir_bytes);
+	store_be64(ext + 16, dir_offset);
+	r.bitmaps = ext;
+	r.bitmaps_len = n ? sizeof(ext) : 0;
+	ret = rewrite(r);
+	if (ret)
+		return ret;
+	q->h.nbitmaps = n;
+	q->h.bitmap_dir_bytes = dir_bytes;
+	q->h.bitmap_dir_offset = dir_offset;
+	q->h.autoclear = autoclear;
+	return 0;
+}
+
 int node_co_set_backing(struct node *n, const char *path, const char *format)
 {
-	return n->ops == qcow2_driver.ops ? rewrite(n->impl, path, format) : -EOPNOTSUPP;
+	return n->ops == qcow2_driver.ops ? rewrite((struct rewrite){ .q = n->impl, .path = path, .format = format })
+					  : -EOPNOTSUPP;
 }
 
 struct naming {
@@ -208,7 +240,7 @@ static int naming_main(void *opaque)
 	if (m->path && layer(b)->h.autoclear & AUTOCLEAR_DATA_RAW)
 		return error_set(m->e, EINVAL, NULL, what, "its data file is raw, and cannot have a backing file");
 	block_co_hold(b);
-	ret = rewrite(layer(b), m->path, m->format);
+	ret = rewrite((struct rewrite){ .q = layer(b), .path = m->path, .format = m->format });
 	block_release(b);
 	return ret ? error_errno(m->e, -ret, ret == -ENAMETOOLONG ? "use a shorter name" : NULL, "%s", what) : 0;
 }

@@ -219,6 +219,22 @@ int block_snapshot_create(struct block *b, const char *name, struct error *e);
 int block_snapshot_apply(struct block *b, const char *snapshot, struct error *e);
 int block_snapshot_delete(struct block *b, const char *snapshot, struct error *e);
 
+struct block_bitmap {
+	char name[1024];
+	uint32_t granularity;		/* bytes */
+	bool tracking;			/* it records what is written */
+	bool unclean;			/* whoever used it last did not close the image: it may say too much */
+	uint64_t dirty_bytes;
+};
+/* Dirty bitmaps that the image keeps: they record what is written, over restarts and crashes.  -EOPNOTSUPP where the
+ * format has none. */
+int block_bitmap_list(struct block *b, struct block_bitmap **list, unsigned *n, struct error *e);	/* free(*list) */
+/* granularity: a power of two from 512 to 2 GiB; 0: 64 KiB. */
+int block_bitmap_add(struct block *b, const char *name, uint32_t granularity, struct error *e);
+int block_bitmap_remove(struct block *b, const char *name, struct error *e);
+int block_bitmap_clear(struct block *b, const char *name, struct error *e);
+int block_bitmap_merge(struct block *b, const char *name, const char *source, struct error *e);	/* source into name */
+
 enum block_repair { BLOCK_REPAIR_LEAKS = 1, BLOCK_REPAIR_ERRORS = 2 };
 
 struct block_check {

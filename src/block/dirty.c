@@ -37,6 +37,13 @@ int dirty_copy(struct dirty *d, const struct dirty *from)
 	return 0;
 }
 
+void dirty_assign(struct dirty *d, const struct dirty *from)
+{
+	ASSERT(d->nbits == from->nbits && d->gran_bits == from->gran_bits);
+	memcpy(d->word, from->word, words_for(d->nbits) * sizeof(*d->word));
+	d->count = from->count;
+}
+
 void dirty_fini(struct dirty *d)
 {
 	free(d->word);

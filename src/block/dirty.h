@@ -21,6 +21,7 @@ struct dirty {
 /* All clear.  -ENOMEM; -EFBIG: it would be larger than DIRTY_BYTES_MAX. */
 int dirty_init(struct dirty *d, uint64_t size_bytes, unsigned gran_bits);
 int dirty_copy(struct dirty *d, const struct dirty *from);		/* a new one; -ENOMEM */
+void dirty_assign(struct dirty *d, const struct dirty *from);		/* both of one size and granularity */
 void dirty_fini(struct dirty *d);					/* zeroed memory is fine */
 /* What is added is clear.  -ENOMEM leaves it as it was. */
 int dirty_resize(struct dirty *d, uint64_t size_bytes);

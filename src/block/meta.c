@@ -16,6 +16,8 @@ struct job {
 	struct block_snapshot **list;
 	unsigned *count;
 	struct block_check *check;
+	struct block_bitmap **bitmaps;
+	const struct block_bitmap_change *change;
 	struct error *e;
 };
 
@@ -143,6 +145,59 @@ int block_snapshot_apply(struct block *b, const char *snapshot, struct error *e)
 int block_snapshot_delete(struct block *b, const char *snapshot, struct error *e)
 {
 	return job_run(b, snapshot_delete, (struct job){ .snapshot = snapshot, .e = e });
+}
+
+/* --- bitmaps --- */
+
+static int bitmap_list(struct job *j)
+{
+	struct node *n = target(j);
+
+	*j->bitmaps = NULL;
+	*j->count = 0;
+	return n->ops->co_bitmap_list ? n->ops->co_bitmap_list(n, j->bitmaps, j->count, j->e)
+				      : unsupported(j, "list bitmaps of");
+}
+
+static int bitmap_change(struct job *j)
+{
+	struct node *n = j->b->root;
+	int ret = writable(j, "change a bitmap of");
+
+	if (ret)
+		return ret;
+	return n->ops->co_bitmap_change ? n->ops->co_bitmap_change(n, j->change, j->e)
+					: unsupported(j, "change a bitmap of");
+}
+
+int block_bitmap_list(struct block *b, struct block_bitmap **list, unsigned *n, struct error *e)
+{
+	return job_run(b, bitmap_list, (struct job){ .bitmaps = list, .count = n, .e = e });
+}
+
+static int change_run(struct block *b, struct block_bitmap_change c, struct error *e)
+{
+	return job_run(b, bitmap_change, (struct job){ .change = &c, .e = e });
+}
+
+int block_bitmap_add(struct block *b, const char *name, uint32_t granularity, struct error *e)
+{
+	return change_run(b, (struct block_bitmap_change){ BITMAP_ADD, name, .granularity = granularity }, e);
+}
+
+int block_bitmap_remove(struct block *b, const char *name, struct error *e)
+{
+	return change_run(b, (struct block_bitmap_change){ BITMAP_REMOVE, name }, e);
+}
+
+int block_bitmap_clear(struct block *b, const char *name, struct error *e)
+{
+	return change_run(b, (struct block_bitmap_change){ BITMAP_CLEAR, name }, e);
+}
+
+int block_bitmap_merge(struct block *b, const char *name, const char *source, struct error *e)
+{
+	return change_run(b, (struct block_bitmap_change){ BITMAP_MERGE, name, source }, e);
 }
 
 /* --- check, info --- */

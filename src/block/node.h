@@ -44,6 +44,19 @@ enum node_zero_flags {
 	NODE_ZERO_NO_FALLBACK = 2,	/* -EOPNOTSUPP rather than writing zeroes out */
 };
 
+/* Changes of the bitmaps that a layer keeps.  FREEZE and what follows are for backups: FREEZE copies to `todo` (NULL: all
+ * is to be copied), and the bitmap begins anew; if it is not there, a full backup (todo NULL) makes it.  THAW forgets
+ * what was frozen; THAW_BACK puts it back. THAW and THAW_BACK run beside the guest's requests, the others alone. */
+enum bitmap_verb { BITMAP_ADD, BITMAP_REMOVE, BITMAP_CLEAR, BITMAP_MERGE, BITMAP_FREEZE, BITMAP_THAW,
+		   BITMAP_THAW_BACK };
+struct dirty;
+struct block_bitmap_change {
+	enum bitmap_verb verb;
+	const char *name, *source;	/* source: MERGE */
+	uint32_t granularity;		/* ADD; 0: the default */
+	struct dirty *todo;		/* FREEZE: set by it */
+};
+
 struct node_limits {
 	uint32_t align;			/* of offsets and lengths; a power of two; 0 is taken as SECTOR */
 	uint32_t cluster;		/* preferred unit of writing; 0: none */
@@ -106,6 +119,8 @@ struct node_ops {
 	int (*co_snapshot_create)(struct node *n, const char *name, struct error *e);
 	int (*co_snapshot_apply)(struct node *n, const char *snapshot, struct error *e);
 	int (*co_snapshot_delete)(struct node *n, const char *snapshot, struct error *e);
+	int (*co_bitmap_list)(struct node *n, struct block_bitmap **list, unsigned *count, struct error *e);
+	int (*co_bitmap_change)(struct node *n, const struct block_bitmap_change *c, struct error *e);
 
 	/* Protocols: requests that wait for a server end with an error, and so do later ones. */
 	void (*interrupt)(struct node *n);

@@ -310,6 +310,7 @@ static const struct subcommand {
 	{ "check", "FILE                do its tables fit together?", image_check },
 	{ "serve", "FILE                export one by NBD", image_serve },
 	{ "snapshot", "create|list|apply|delete FILE NAME", image_snapshot },
+	{ "bitmap", "add|remove|clear|merge|list FILE NAME", image_bitmap },
 	{ "commit", "FILE                into its backing file", image_commit },
 	{ "rebase", "FILE                onto another backing file", image_rebase },
 };

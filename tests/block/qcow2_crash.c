@@ -5,7 +5,8 @@
  * Afterwards, for each boundary, the file is put together as a disk could have kept it: everything that a finished
  * flush covers, and of the rest any subset, in sectors.  Each must open, be without errors (leaks are allowed; what
  * has the dirty bit set may be repaired by the opening), and hold for each sector the value that the last finished
- * flush of the guest covers, or a later one.
+ * flush of the guest covers, or a later one.  A dirty bitmap, where there is one, must say of every sector that holds
+ * another value than at the start that it may have changed.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "block/qcow2/qcow2.h"
+#include "block/qcow2/bitmap.h"
 #include "disk.h"
 #include "host/loop.h"
 
@@ -386,8 +387,32 @@ static void content_good(const struct record *r, const uint8_t *disk, const uint
 	}
 }
 
+/* The clean start of a round: nothing has changed. */
+static void bitmap_reset(struct disk *d, uint32_t granularity)
+{
+	struct error e = { 0 };
+
+	disk_open(d, "image.qcow2", &(struct block_options){ .format = "qcow2" });
+	block_bitmap_remove(d->b, "b", &e);
+	if (block_bitmap_add(d->b, "b", granularity, &e))
+		die("%s: %s", e.what, e.why);
+	disk_close(d);
+}
+
+static void bitmap_covers(struct disk *d, const uint8_t *disk, const uint8_t *before, unsigned cut)
+{
+	const struct qcow2 *q = block_root(d->b)->impl;
+	const struct bitmap *m = q->nbitmaps == 1 ? q->bitmap[0] : NULL;
+
+	if (!m)
+		die("cut %u: the bitmap is lost", cut);
+	for (unsigned i = 0; i < SECTORS; i++)
+		if (memcmp(disk + i * 512, before + i * 512, 512) && !dirty_all_set(&m->bits, i * 512, 512))
+			die("cut %u: sector %u has changed, and the bitmap does not say so", cut, i);
+}
+
 static void check_cut(const struct record *r, const struct image *im, const uint8_t *before, unsigned cut,
-		      unsigned flush_at, unsigned n)
+		      unsigned flush_at, unsigned n, bool bitmap)
 {
 	static uint8_t disk_bytes[SIZE];
 	struct disk d = { 0 };
@@ -415,6 +440,8 @@ static void check_cut(const struct record *r, const struct image *im, const uint
 	if (disk_read(&d, 0, disk_bytes, SIZE))
 		die("cut %u: reading", cut);
 	content_good(r, disk_bytes, before, cut, flush_at);
+	if (bitmap)
+		bitmap_covers(&d, disk_bytes, before, cut);
 	c = (struct block_check){ 0 };
 	if (dirty && (block_check(d.b, 0, &c, &e) || c.corruptions))
 		die("cut %u: errors after the repair", cut);
@@ -422,7 +449,7 @@ static void check_cut(const struct record *r, const struct image *im, const uint
 	loop_free(d.loop);
 }
 
-static unsigned cuts(struct record *r, struct image *base, const uint8_t *before)
+static unsigned cuts(struct record *r, struct image *base, const uint8_t *before, bool bitmap)
 {
 	unsigned nio = 0, flush_at = 0, n = 0;
 
@@ -437,7 +464,7 @@ static unsigned cuts(struct record *r, struct image *base, const uint8_t *before
 			for (unsigned i = 0; i < nio; i++)
 				if (!r->io[i].durable)
 					apply_some(&im, &r->io[i], how);
-			check_cut(r, &im, before, at, flush_at, n++);
+			check_cut(r, &im, before, at, flush_at, n++, bitmap);
 			free(im.p);
 		}
 		if (at == r->nev)
@@ -456,6 +483,7 @@ struct mix {
 	const char *name;
 	struct block_create c;
 	bool backing, snapshot;
+	uint32_t bitmap;		/* granularity; 0: none */
 };
 
 static const struct mix mixes[] = {
@@ -467,6 +495,9 @@ static const struct mix mixes[] = {
 	{ "extended", { .extended_l2 = true, .cluster_bytes = 16384 }, true, false },
 	{ "lazy", { .lazy_refcounts = true, .cluster_bytes = 2048 }, false, false },
 	{ "snapshot", { .cluster_bytes = 4096 }, false, true },
+	{ "bitmap", { .cluster_bytes = 4096 }, true, false, 512 },
+	{ "bitmap-512", { .cluster_bytes = 512 }, false, true, 1024 },
+	{ "bitmap-lazy", { .lazy_refcounts = true }, false, false, 4096 },
 };
 
 static void read_image(struct image *im)
@@ -516,6 +547,8 @@ static unsigned run_mix(const struct mix *m, unsigned seed, unsigned operations)
 		struct record r;
 		struct error e = { 0 };
 
+		if (m->bitmap)
+			bitmap_reset(&d, m->bitmap);
 		read_image(&base);
 		disk_open(&d, "image.qcow2", &(struct block_options){ .format = "qcow2", .flags = BLOCK_NO_IO_URING });
 		if (disk_read(&d, 0, before, SIZE))
@@ -529,7 +562,7 @@ static unsigned run_mix(const struct mix *m, unsigned seed, unsigned operations)
 		}
 		disk_wait(&d);
 		disk_close(&d);
-		n += cuts(&r, &base, before);
+		n += cuts(&r, &base, before, m->bitmap);
 		free(base.p);
 		record_free(&r);
 	}

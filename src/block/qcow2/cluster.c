@@ -121,7 +121,9 @@ int qcow2_co_discard(struct node *n, uint64_t offset, uint64_t len)
 	whole_clusters(q, offset, len, &from, &to);
 	if (from == to || (q->h.version < 3 && n->child[NODE_BACKING]) || q->h.autoclear & AUTOCLEAR_DATA_RAW)
 		return 0;
-	ret = clusters_forget(q, from, to - from, n->child[NODE_BACKING] || q->external, false);
+	ret = bitmaps_co_mark(q, from, to - from);
+	if (!ret)
+		ret = clusters_forget(q, from, to - from, n->child[NODE_BACKING] || q->external, false);
 	if (!ret && q->external)
 		ret = node_co_discard(q->data, from, (to < n->size_bytes ? to : n->size_bytes) - from);
 	return ret;
@@ -164,6 +166,9 @@ int qcow2_co_write_zeroes(struct node *n, uint64_t offset, uint64_t len, unsigne
 
 	if (q->h.autoclear & AUTOCLEAR_DATA_RAW || (q->h.version < 3 && n->child[NODE_BACKING]))
 		return -EOPNOTSUPP;
+	ret = bitmaps_co_mark(q, offset, len);
+	if (ret)
+		return ret;
 	whole_clusters(q, offset, len, &from, &to);
 	if (from == to && from > end)
 		return zero_part(q, offset, end);

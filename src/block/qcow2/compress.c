@@ -189,6 +189,8 @@ int qcow2_co_write_compressed(struct node *n, uint64_t offset, const void *buf, 
 	struct packing p = { q->h.compression, full, packed, q->cluster_bytes, q->cluster_bytes - 1, 0, 0 };
 	int ret = q->external || q->crypt ? -EOPNOTSUPP : full && packed ? 0 : -ENOMEM;
 
+	if (!ret)
+		ret = bitmaps_co_mark(q, offset, len);
 	if (!ret) {
 		memcpy(full, buf, len);
 		in_a_thread(q, compress_one, &p);

@@ -75,6 +75,8 @@ int meta_collect(struct qcow2 *q)
 		ret = meta_add(q, q->h.snapshots_offset, clusters_for(q, q->snapshot_table_bytes), false);
 	for (uint32_t i = 0; i < q->nsnapshots && !ret; i++)
 		ret = meta_add(q, q->snapshots[i].l1_offset, clusters_for(q, q->snapshots[i].l1_size * 8ull), true);
+	if (!ret)
+		ret = bitmaps_meta(q, meta_add);
 	if (!ret && q->h.crypt_bytes)
 		ret = meta_add(q, q->h.crypt_offset, clusters_for(q, q->h.crypt_bytes), false);
 	return ret;
@@ -82,7 +84,7 @@ int meta_collect(struct qcow2 *q)
 
 /* --- opening --- */
 
-static int load_tables(struct qcow2 *q, struct error *e)
+static int load_tables(struct qcow2 *q, bool no_bitmaps, struct error *e)
 {
 	int ret = tables_init(q);
 
@@ -98,6 +100,10 @@ static int load_tables(struct qcow2 *q, struct error *e)
 		ret = refcounts_load(q, e);
 	if (!ret)
 		ret = snapshots_load(q, e);
+	if (!ret && !no_bitmaps) {
+		ret = bitmaps_open(q);
+		return ret ? error_errno(e, -ret, NULL, "read the bitmaps of '%s'", q->n->path) : 0;
+	}
 	return ret;
 }
 
@@ -140,7 +146,7 @@ static int encryption(struct qcow2 *q, struct error *e)
 static int make_writable(struct qcow2 *q, const struct node_open *how, struct error *e)
 {
 	struct block_check c = { 0 };
-	uint64_t keep = AUTOCLEAR_DATA_RAW;
+	uint64_t keep = AUTOCLEAR_DATA_RAW | (q->nbitmaps ? AUTOCLEAR_BITMAPS | AUTOCLEAR_AHEAD : 0);
 	int ret;
 
 	if (q->n->readonly || how->o->flags & BLOCK_REPAIR)
@@ -152,6 +158,8 @@ static int make_writable(struct qcow2 *q, const struct node_open *how, struct er
 		return bad(q, e, "two tables share a place in it; it can be read with ,readonly");
 	if (!ret)
 		ret = header_set_features(q, q->h.incompatible, q->h.autoclear & keep);
+	if (!ret)
+		ret = bitmaps_prepare(q);
 	if (ret)
 		return error_errno(e, -ret, NULL, "open disk '%s'", q->n->path);
 	if (!(q->h.incompatible & INCOMPAT_DIRTY))
@@ -187,7 +195,7 @@ static int qcow2_open(struct node *n, const struct node_open *how, struct error 
 	n->size_bytes = (q->h.size_bytes + SECTOR - 1) & ~(uint64_t)(SECTOR - 1);
 	n->limits = (struct node_limits){ .align = SECTOR, .cluster = q->cluster_bytes, .can_discard = true,
 					  .can_zero = q->h.version > 2 };
-	ret = load_tables(q, e);
+	ret = load_tables(q, how->o->flags & BLOCK_NO_BITMAPS, e);
 	if (!ret)
 		ret = data_file(q, how, e);
 	if (!ret)
@@ -214,7 +222,9 @@ static int finish(struct qcow2 *q)
 	if (q->n->readonly || q->corrupt || !q->cache.hash)
 		return 0;
 	q->lazy = false;
-	ret = qcow2_settle(q);
+	ret = bitmaps_finish(q);
+	if (!ret)
+		ret = qcow2_settle(q);
 	if (!ret)
 		ret = round_file(q);
 	if (!ret && q->lazy_dirty)
@@ -237,6 +247,7 @@ static int qcow2_close(struct node *n)
 	}
 	tables_fini(q);
 	snapshots_free(q);
+	bitmaps_fini(q);
 	set_fini(&q->meta);
 	header_fini(&q->h);
 	free(q->frees.f);
@@ -289,6 +300,7 @@ static const struct node_ops qcow2_ops = {
 	.co_write_compressed = qcow2_co_write_compressed, .co_resize = qcow2_resize, .co_check = qcow2_check,
 	.info = qcow2_info, .co_snapshot_list = qcow2_snapshot_list, .co_snapshot_create = qcow2_snapshot_create,
 	.co_snapshot_apply = qcow2_snapshot_apply, .co_snapshot_delete = qcow2_snapshot_delete,
+	.co_bitmap_list = qcow2_bitmap_list, .co_bitmap_change = qcow2_bitmap_change,
 	.co_close = qcow2_close,
 };
 

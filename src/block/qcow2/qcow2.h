@@ -22,6 +22,9 @@
 #include "base/endian.h"
 #include "block/node.h"
 
+struct bitmap;
+struct bitmap_wait;
+
 #define MAGIC 0x514649fbu
 #define HEADER_V2 72u
 #define HEADER_V3 104u
@@ -43,6 +46,7 @@
 #define COMPAT_LAZY 1u
 #define AUTOCLEAR_BITMAPS 1u
 #define AUTOCLEAR_DATA_RAW 2u
+#define AUTOCLEAR_AHEAD (1ull << 63)	/* ours: bitmaps in use say at least what changed (bitmap.h) */
 
 #define ENTRY_COPIED (1ull << 63)
 #define ENTRY_COMPRESSED (1ull << 62)
@@ -171,6 +175,13 @@ struct qcow2 {
 	struct snapshot *snapshots;
 	uint32_t nsnapshots;
 	uint64_t snapshot_table_bytes;
+
+	struct bitmap **bitmap;
+	uint32_t nbitmaps, ntracking;
+	bool bitmaps_used;		/* those that track are marked as in use in the file, with places for their bits */
+	struct co_mutex bitmaps_lock;	/* before l1_lock: writing what is ahead, and exact bits */
+	struct bitmap_wait *bitmap_waits;
+	uint64_t ahead_end, ahead_units;	/* of the last stretch */
 
 	uint64_t plain_raw;		/* the L2 entry whose decompressed cluster is in `plain`; 0: none */
 	uint8_t *plain;
@@ -306,6 +317,20 @@ int qcow2_check(struct node *n, unsigned repair, struct block_check *c, struct e
 int qcow2_create(struct node *file, const struct block_create *c, struct error *e);
 int qcow2_resize(struct node *n, uint64_t size_bytes, unsigned flags, struct error *e);
 int l1_grow(struct qcow2 *q, uint32_t entries);
+
+/* --- bitmap.c, bitmap_track.c, bitmap_change.c (bitmap.h) --- */
+/* On opening: what the header names.  Nothing of use: 0, with no bitmaps. */
+int bitmaps_open(struct qcow2 *q);
+int bitmaps_prepare(struct qcow2 *q);		/* for writing: reads the bits of those that track */
+int bitmaps_finish(struct qcow2 *q);		/* exact bits, no longer in use */
+void bitmaps_fini(struct qcow2 *q);
+int bitmaps_resize(struct qcow2 *q, uint64_t size_bytes);	/* nothing else is under way */
+int bitmaps_meta(struct qcow2 *q, int (*add)(struct qcow2 *q, uint64_t offset, uint64_t clusters, bool shared));
+/* The guest is about to change a range.  false: use the other. */
+bool bitmaps_mark(struct qcow2 *q, uint64_t offset, uint64_t len);
+int bitmaps_co_mark(struct qcow2 *q, uint64_t offset, uint64_t len);	/* waits; not counted in an epoch */
+int qcow2_bitmap_list(struct node *n, struct block_bitmap **list, unsigned *count, struct error *e);
+int qcow2_bitmap_change(struct node *n, const struct block_bitmap_change *c, struct error *e);
 
 /* --- small helpers --- */
 static inline uint64_t cluster_of(const struct qcow2 *q, uint64_t offset)

@@ -89,6 +89,8 @@ static int grow(struct qcow2 *q, uint64_t size_bytes)
 	if (!ret)
 		ret = qcow2_commit(q);
 	q->n->size_bytes = old;
+	if (!ret)
+		ret = bitmaps_resize(q, size_bytes);
 	return ret ? ret : size_write(q, size_bytes);
 }
 
@@ -105,6 +107,8 @@ static int shrink(struct qcow2 *q, uint64_t size_bytes)
 		ret = clusters_forget(q, from, to - from, false, false);
 	if (!ret)
 		ret = qcow2_commit(q);
+	if (!ret)
+		ret = bitmaps_resize(q, size_bytes);
 	return ret ? ret : size_write(q, size_bytes);
 }
 

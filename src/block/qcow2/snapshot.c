@@ -538,6 +538,10 @@ int qcow2_snapshot_apply(struct node *n, const char *snapshot, struct error *e)
 	if (l1_entries_for(q, q->snapshots[i].size_bytes) > q->snapshots[i].l1_size)
 		return error_set(e, EINVAL, "check the image", "revert to a snapshot", "its tables are too small");
 	ret = l1_read(q, &q->snapshots[i], &l1);
+	if (!ret)
+		ret = bitmaps_co_mark(q, 0, n->size_bytes);
+	if (!ret && q->snapshots[i].size_bytes != q->h.size_bytes)
+		ret = bitmaps_resize(q, q->snapshots[i].size_bytes);
 	if (!ret) {
 		ret = apply_locked(q, &q->snapshots[i], l1);
 		if (ret)

@@ -412,12 +412,15 @@ static void write_go(struct write *w)
 	aio_unplug(q->n->env->aio);
 }
 
-/* Too much is dirty in memory: first a commit, then the request.  Not counted in an epoch yet, which that may await. */
+/* Too much is dirty in memory: first a commit; bitmaps have to say that it comes; then the request.  Not counted in an
+ * epoch yet, which that may await. */
 static void write_throttled(void *opaque)
 {
 	struct write *w = opaque;
-	int ret = qcow2_commit(w->q);
+	int ret = tables_crowded(w->q) ? qcow2_commit(w->q) : 0;
 
+	if (!ret)
+		ret = bitmaps_co_mark(w->q, w->offset, w->end - w->offset);
 	if (!ret) {
 		write_go(w);
 		return;
@@ -438,7 +441,7 @@ void qcow2_writev(struct node *n, uint64_t offset, const struct iovec *iov, int 
 	}
 	*w = (struct write){ .q = q, .offset = offset, .end = offset + iov_bytes(iov, iovcnt), .at = offset, .iov = iov,
 			     .iovcnt = iovcnt, .done = done, .opaque = opaque };
-	if (!tables_crowded(q)) {
+	if (!tables_crowded(q) && bitmaps_mark(q, offset, w->end - offset)) {
 		write_go(w);
 		return;
 	}
