@@ -35,10 +35,13 @@ _vixen_image()
 	case $prev in
 	--format) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
 	--arch) COMPREPLY=($(compgen -W 'amd64 i386' -- "$cur")); return ;;
+	--iter-time) return ;;
+	--encrypt) COMPREPLY=($(compgen -W 'luks1 luks2' -- "$cur")); return ;;
+	--key-file* | --new-key-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
 	--name | --kernel-package | --size | --include | --mirror | --cluster-size | --sparse | --parallel) return ;;
 	--export | --description | --listen) return ;;
 	--from | --to | --disk-format | --format-a | --format-b | --backing-format)
-		COMPREPLY=($(compgen -W 'raw qcow2 vmdk vhdx vdi' -- "$cur")); return ;;
+		COMPREPLY=($(compgen -W 'raw qcow2 luks vmdk vhdx vdi' -- "$cur")); return ;;
 	--compression) COMPREPLY=($(compgen -W 'zlib zstd' -- "$cur")); return ;;
 	--repair) COMPREPLY=($(compgen -W 'leaks all' -- "$cur")); return ;;
 	--tls-certificates) COMPREPLY=($(compgen -d -- "$cur")); return ;;
@@ -46,7 +49,11 @@ _vixen_image()
 	esac
 	if [ "$COMP_CWORD" = 2 ]; then
 		COMPREPLY=($(compgen -W 'build create list info clone convert compare map resize check snapshot bitmap commit rebase
-			serve --help' -- "$cur"))
+			serve key --help' -- "$cur"))
+		return
+	fi
+	if [ "${COMP_WORDS[2]}" = key ] && [ "$COMP_CWORD" = 3 ]; then
+		COMPREPLY=($(compgen -W 'add remove change' -- "$cur"))
 		return
 	fi
 	if [ "${COMP_WORDS[2]}" = snapshot ] && [ "$COMP_CWORD" = 3 ]; then
@@ -67,19 +74,21 @@ _vixen_image_options()
 	build) COMPREPLY=($(compgen -W 'debian-12 --name --arch --kernel-package --size --include --mirror --force
 		--help' -- "$cur")) ;;
 	create) COMPREPLY=($(compgen -W '--disk-format --backing --backing-format --cluster-size --compression --extended-l2
-		--lazy-refcounts --refcount-bits --data-file --force --help' -- "$cur") $(compgen -f -- "$cur")) ;;
+		--lazy-refcounts --refcount-bits --data-file --encrypt --key-file --iter-time --force --help' -- "$cur") $(compgen -f -- "$cur")) ;;
 	list) COMPREPLY=($(compgen -W '--format --help' -- "$cur")) ;;
 	*) case ${COMP_WORDS[2]} in
 	   info | map) options='--disk-format --format' ;;
 	   clone) options='--size --disk-format' ;;
-	   convert) options='--from --to --compress --compression --cluster-size --sparse --parallel --force' ;;
-	   compare) options='--format-a --format-b --format' ;;
-	   resize) options='--shrink --disk-format' ;;
+	   convert) options='--from --to --compress --compression --cluster-size --encrypt --key-file --new-key-file --iter-time --sparse
+		--parallel --force' ;;
+	   compare) options='--format-a --format-b --key-file-a --key-file-b --format' ;;
+	   resize) options='--shrink --key-file --disk-format' ;;
 	   check) options='--repair --disk-format --format' ;;
 	   snapshot) options='--disk-format --format' ;;
 	   bitmap) options='--granularity --disk-format --format' ;;
+	   key) options='--key-file --new-key-file --iter-time --disk-format' ;;
 	   commit) options='--disk-format' ;;
-	   serve) options='--socket --listen --export --description --read-only --once --disk-format --tls-certificates
+	   serve) options='--key-file --socket --listen --export --description --read-only --once --disk-format --tls-certificates
 		--tls-verify-clients --tls-psk-file' ;;
 	   rebase) options='--backing --backing-format --no-backing --unsafe --disk-format' ;;
 	   esac

@@ -292,6 +292,11 @@ uint32_t block_cluster(const struct block *b)
 	return b->root->limits.cluster;
 }
 
+bool block_new_is_zero(const struct block *b)
+{
+	return !node_below_filters(b->root)->ops->new_is_noise;
+}
+
 const char *block_format(const struct block *b)
 {
 	return node_below_filters(b->root)->ops->name;

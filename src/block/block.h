@@ -41,6 +41,7 @@ enum block_flags {
 	BLOCK_REPAIR = 64,		/* open an image marked corrupt for writing, and do not check on opening */
 	BLOCK_PROBE = 128,		/* believe what the content looks like; only for images no guest could write raw */
 	BLOCK_FDS_ONLY = 256,		/* open no file but those in fds: after the sandbox there are no others */
+	BLOCK_LOCKED = 512,		/* open an encrypted image without its key: to look, or to change keys */
 };
 
 struct block_fd {
@@ -91,6 +92,8 @@ struct block_file {
 unsigned block_files(const struct block *b, struct block_file *out, unsigned max);	/* how many there are */
 int block_file_open(const char *path, bool write, struct error *e);	/* locked as block_open() does; -errno */
 
+enum block_encryption { BLOCK_ENCRYPT_NONE, BLOCK_ENCRYPT_LUKS1, BLOCK_ENCRYPT_LUKS2 };
+
 /* What a new image shall be; zeroed memory is the defaults. */
 struct block_create {
 	uint64_t size_bytes;		/* 0: that of the backing file */
@@ -105,7 +108,9 @@ struct block_create {
 	bool data_raw;			/* it is a valid raw image at all times */
 	bool overwrite;			/* path may exist and is replaced */
 	bool preallocate;		/* metadata; raw: blocks of the host */
-	const char *secret_file;	/* encrypt with this passphrase */
+	enum block_encryption encrypt;
+	const char *secret_file;	/* with the passphrase, for that; as in block_options */
+	unsigned kdf_ms;		/* how long trying a passphrase shall take; 0: as cryptsetup thinks best */
 };
 /* Leaves nothing behind when it fails. */
 int block_create(struct loop *l, const char *path, const char *format, const struct block_create *c, struct error *e);
@@ -120,6 +125,7 @@ uint64_t block_size(const struct block *b);		/* bytes */
 bool block_readonly(const struct block *b);
 bool block_can_discard(const struct block *b);
 uint32_t block_cluster(const struct block *b);		/* preferred unit of writing, bytes; 0: none */
+bool block_new_is_zero(const struct block *b);		/* a new image of this kind reads as zeroes */
 const char *block_format(const struct block *b);	/* of the node below the filters */
 
 struct block_info {
@@ -234,6 +240,18 @@ int block_bitmap_add(struct block *b, const char *name, uint32_t granularity, st
 int block_bitmap_remove(struct block *b, const char *name, struct error *e);
 int block_bitmap_clear(struct block *b, const char *name, struct error *e);
 int block_bitmap_merge(struct block *b, const char *name, const char *source, struct error *e);	/* source into name */
+
+enum block_key_verb { BLOCK_KEY_ADD, BLOCK_KEY_REMOVE, BLOCK_KEY_CHANGE };
+
+struct block_key {
+	enum block_key_verb verb;
+	const char *secret_file;	/* a passphrase that is valid; the one to be removed or changed */
+	const char *new_secret_file;
+	unsigned kdf_ms;
+};
+/* Passphrases of an encrypted image; the last is never removed.  At any cut one of those before or after is valid.
+ * -EPERM: secret_file holds none. */
+int block_key_change(struct block *b, const struct block_key *k, struct error *e);
 
 enum block_repair { BLOCK_REPAIR_LEAKS = 1, BLOCK_REPAIR_ERRORS = 2 };
 

@@ -10,7 +10,7 @@
 #include "block/node.h"
 
 const struct driver *const block_drivers[] = {
-	&file_driver, &raw_driver, &qcow2_driver, &vdi_driver, &vhdx_driver, &vmdk_driver,
+	&file_driver, &raw_driver, &qcow2_driver, &luks_driver, &vdi_driver, &vhdx_driver, &vmdk_driver,
 	&nbd_driver, &nbd_unix_driver, &nbds_driver, &nbds_unix_driver, NULL
 };
 
@@ -106,7 +106,7 @@ static int format_probed(const struct driver **out, const struct node *file, con
 	for (const struct driver *const *d = block_drivers; *d; d++) {
 		bool named = local && has_suffix(file->path, (*d)->suffix);
 
-		if (!(*d)->probe)
+		if (!(*d)->probe || ((*d)->plain_too && !named && !(how->o->flags & BLOCK_PROBE)))
 			continue;
 		if ((*d)->probe(head, len, file->size_bytes)) {
 			*out = *d;

@@ -57,7 +57,7 @@ struct job_convert {
 	bool dense;			/* write zeroes that were read, too; holes stay holes */
 };
 #define JOB_SPARSE_BYTES 4096u
-/* Copies what src holds to dst, which reads as zeroes all over and is at least as large.  Flushes dst. */
+/* Copies what src holds to dst, which is new and at least as large.  Flushes dst. */
 int job_convert(struct block_job *j, struct block *src, struct block *dst, const struct job_convert *o,
 		struct error *e);
 

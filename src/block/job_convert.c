@@ -6,6 +6,7 @@
 struct convert {
 	const struct job_convert *o;
 	struct block *src, *dst;
+	bool noise;		/* dst does not begin as zeroes: they are all written */
 	uint32_t grain;		/* zeroes are looked for in units of this */
 };
 
@@ -41,7 +42,9 @@ static int write_sparse(const struct convert *c, const struct job_piece *p)
 		bool zero = false;
 
 		len = alike(c, p, at, &zero);
-		if (!zero)
+		if (zero && c->noise)
+			ret = block_co_write_zeroes(c->dst, p->offset + at, len, true);
+		else if (!zero)
 			ret = block_co_write(c->dst, p->offset + at, p->buf + at, len);
 	}
 	return ret;
@@ -67,7 +70,7 @@ static int copy(void *opaque, const struct job_piece *p)
 	int ret;
 
 	if (p->flags & BLOCK_STATUS_ZERO)
-		return 0;
+		return c->noise ? block_co_write_zeroes(c->dst, p->offset, p->len, true) : 0;
 	ret = block_co_read(c->src, p->offset, p->buf, p->len);
 	if (ret)
 		return ret;
@@ -79,7 +82,8 @@ static int copy(void *opaque, const struct job_piece *p)
 int job_convert(struct block_job *j, struct block *src, struct block *dst, const struct job_convert *o,
 		struct error *e)
 {
-	struct convert c = { o, src, dst, o->sparse_bytes ? o->sparse_bytes : JOB_SPARSE_BYTES };
+	struct convert c = { o, src, dst, !block_new_is_zero(dst),
+			     o->sparse_bytes ? o->sparse_bytes : JOB_SPARSE_BYTES };
 	struct job_walk w = { .b = src, .end = block_size(src), .depth_max = UINT32_MAX, .fn = copy, .opaque = &c };
 	int ret;
 
@@ -88,6 +92,7 @@ int job_convert(struct block_job *j, struct block *src, struct block *dst, const
 	if (o->compress && !block_cluster(dst))
 		return error_set(e, EOPNOTSUPP, "convert to qcow2", "convert the disk",
 				 "a %s image cannot be compressed", block_format(dst));
+	w.cut = c.noise;
 	if (block_cluster(dst) > c.grain)
 		c.grain = block_cluster(dst);
 	w.unit = c.grain < JOB_PIECE_BYTES ? c.grain : JOB_PIECE_BYTES;

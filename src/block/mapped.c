@@ -147,7 +147,8 @@ int mapped_bad(const struct node *n, struct error *e, const char *why)
 static int page_load(struct pages *p, struct node *file, uint64_t at, const uint8_t **out)
 {
 	uint64_t left = file->size_bytes > at ? file->size_bytes - at : 0;
-	size_t len = left < PAGES_BYTES ? (size_t)left : PAGES_BYTES, i = (at / PAGES_BYTES + (uintptr_t)file / 64) % PAGES_SLOTS;
+	size_t len = left < PAGES_BYTES ? (size_t)left : PAGES_BYTES;
+	size_t i = (at / PAGES_BYTES + (uintptr_t)file / 64) % PAGES_SLOTS;
 	uint8_t *data;
 	int ret;
 

@@ -13,6 +13,7 @@ struct job {
 	uint64_t size_bytes;
 	unsigned flags;			/* of resize, repair of check */
 	const char *snapshot;
+	const struct block_key *key;
 	struct block_snapshot **list;
 	unsigned *count;
 	struct block_check *check;
@@ -198,6 +199,25 @@ int block_bitmap_clear(struct block *b, const char *name, struct error *e)
 int block_bitmap_merge(struct block *b, const char *name, const char *source, struct error *e)
 {
 	return change_run(b, (struct block_bitmap_change){ BITMAP_MERGE, name, source }, e);
+}
+
+/* --- keys --- */
+
+static int key_change(struct job *j)
+{
+	struct node *n = target(j);
+	int ret = writable(j, "change the passphrases of");
+	char what[192];
+
+	if (ret || n->ops->co_key)
+		return ret ? ret : n->ops->co_key(n, j->key, j->e);
+	snprintf(what, sizeof(what), "change the passphrases of disk '%.150s'", n->path);
+	return error_set(j->e, EOPNOTSUPP, "convert it with --encrypt", what, "it is not encrypted");
+}
+
+int block_key_change(struct block *b, const struct block_key *k, struct error *e)
+{
+	return job_run(b, key_change, (struct job){ .key = k, .e = e });
 }
 
 /* --- check, info --- */

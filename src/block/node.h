@@ -89,6 +89,7 @@ struct node {
  */
 struct node_ops {
 	const char *name;
+	bool new_is_noise;	/* what nothing was written to reads as anything, not as zeroes */
 	bool filter;		/* shows the child's bytes; not what block_format() and info mean */
 
 	void (*readv)(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt, block_done_fn *done,
@@ -115,6 +116,7 @@ struct node_ops {
 	int (*co_resize)(struct node *n, uint64_t size_bytes, unsigned flags, struct error *e);
 	int (*co_check)(struct node *n, unsigned repair, struct block_check *c, struct error *e);
 	int (*info)(struct node *n, struct block_info *out);	/* common fields are filled in already */
+	int (*co_key)(struct node *n, const struct block_key *k, struct error *e);
 	int (*co_snapshot_list)(struct node *n, struct block_snapshot **list, unsigned *count, struct error *e);
 	int (*co_snapshot_create)(struct node *n, const char *name, struct error *e);
 	int (*co_snapshot_apply)(struct node *n, const char *snapshot, struct error *e);
@@ -142,6 +144,7 @@ struct driver {
 	const char *name;
 	const char *prefix;		/* protocols: what their paths begin with; NULL for files and formats */
 	const char *suffix;		/* formats: ".qcow2" */
+	bool plain_too;		/* a raw disk may well begin so: only the name, or BLOCK_PROBE, counts */
 	const struct node_ops *ops;
 	/* Does the head of a file, len up to NODE_PROBE_BYTES, look like this format? */
 	bool (*probe)(const uint8_t *head, size_t len, uint64_t file_bytes);
@@ -155,8 +158,8 @@ struct driver {
 	int (*co_make)(const char *path, bool overwrite, struct error *e);
 };
 
-extern const struct driver file_driver, raw_driver, qcow2_driver, vdi_driver, vhdx_driver, vmdk_driver, nbd_driver,
-	nbd_unix_driver, nbds_driver, nbds_unix_driver;
+extern const struct driver file_driver, raw_driver, qcow2_driver, luks_driver, vdi_driver, vhdx_driver, vmdk_driver,
+	nbd_driver, nbd_unix_driver, nbds_driver, nbds_unix_driver;
 extern const struct node_ops overlay_ops;
 extern const struct driver *const block_drivers[];	/* formats and protocols, NULL at the end */
 const struct driver *driver_find(const char *name);

@@ -5,6 +5,7 @@
 
 #include "block/block.h"
 #include "cli/options.h"
+#include "cli/passphrase.h"
 #include "vmm/vm_config.h"
 
 /* set: false when the value is none of those in `value`, which is also what the help and the error say. */
@@ -20,6 +21,27 @@ static bool set_format(struct vm_disk *d, const char *v)
 {
 	d->format = v;
 	return block_format_known(v, false);
+}
+
+static bool set_key(struct vm_disk *d, const char *v)
+{
+	char buf[KEY_PATH_BYTES];
+
+	d->key_file = strdup(key_path(v, buf));		/* lives as long as the program */
+	return *v && d->key_file;
+}
+
+/* Says itself what went wrong. */
+static bool ask_key(struct vm_disk *d, const char *v)
+{
+	char buf[KEY_PATH_BYTES];
+	struct error e;
+
+	if (!passphrase_ask(d->path, false, buf, &e))
+		d->key_file = strdup(buf);
+	else
+		error_print(&e);
+	return d->key_file;
 }
 
 static bool set_bus(struct vm_disk *d, const char *v)
@@ -57,9 +79,11 @@ static bool set_block_size(struct vm_disk *d, const char *v) { return set_bytes(
 static bool set_physical(struct vm_disk *d, const char *v) { return set_bytes(&d->physical_bytes, v); }
 
 static const struct disk_option rows[] = {
-	{ "format", "raw|qcow2|vmdk|vhdx|vdi", set_format },
+	{ "format", "raw|qcow2|luks|vmdk|vhdx|vdi", set_format },
 	{ "readonly", NULL, set_readonly },
 	{ "ephemeral", NULL, set_ephemeral },
+	{ "key-file", "FILE", set_key },
+	{ "ask-key", NULL, ask_key },
 	{ "bus", "virtio|scsi", set_bus },
 	{ "serial", "TEXT", set_serial },
 	{ "cache", "writeback|writethrough", set_cache },
@@ -94,8 +118,9 @@ static bool word_apply(const char *verb, const char *option, struct vm_disk *d, 
 
 		if (strlen(o->name) != len || strncmp(o->name, word, len) || !o->value != !value)
 			continue;
-		return o->set(d, value ? value + 1 : NULL) ||
-		       usage_error(verb, "%s: %s '%s' is not %s", option, o->name, value + 1, o->value);
+		if (o->set(d, value ? value + 1 : NULL))
+			return true;
+		return value && usage_error(verb, "%s: %s '%s' is not %s", option, o->name, value + 1, o->value);
 	}
 	return unknown(verb, option, word);
 }

@@ -311,6 +311,7 @@ static const struct subcommand {
 	{ "serve", "FILE                export one by NBD", image_serve },
 	{ "snapshot", "create|list|apply|delete FILE NAME", image_snapshot },
 	{ "bitmap", "add|remove|clear|merge|list FILE NAME", image_bitmap },
+	{ "key", "add|remove|change FILE  passphrases of an encrypted disk", image_key },
 	{ "commit", "FILE                into its backing file", image_commit },
 	{ "rebase", "FILE                onto another backing file", image_rebase },
 };

@@ -10,7 +10,7 @@
 /* --- resize --- */
 
 struct resize {
-	const char *arg[2], *format;	/* FILE, SIZE */
+	const char *arg[2], *format, *key_file;	/* FILE, SIZE */
 	uint64_t bytes;
 	bool more, shrink;		/* more: bytes are added */
 };
@@ -20,6 +20,7 @@ static bool set_format(void *o, const char *v)
 	((struct resize *)o)->format = v;
 	return tool_format_parse("image resize", "disk-format", v);
 }
+static bool set_key(void *o, const char *v) { ((struct resize *)o)->key_file = v; return true; }
 static bool set_shrink(void *o, const char *v) { (void)v; return ((struct resize *)o)->shrink = true; }
 static bool set_resize(void *o, const char *v)
 {
@@ -35,6 +36,7 @@ static bool set_resize(void *o, const char *v)
 
 static const struct option_row resize_options[] = {
 	{ "disk-format", "FORMAT", "what FILE is; default: by its name", set_format },
+	{ "key-file", "FILE", "holds the passphrase of an encrypted disk; default: asked for", set_key },
 	{ "shrink", NULL, "it may get smaller: what lies past the new end is lost", set_shrink },
 	{ 0 },
 };
@@ -52,6 +54,7 @@ static int resize_run(struct tool *t, const struct resize *r)
 	struct block *b;
 	uint64_t size = r->bytes;
 	int ret = tool_path(t, r->arg[0], path);
+	t->key_file = r->key_file;
 	if (!ret)
 		ret = tool_open(t, &b, path, r->format, 0, "--disk-format");
 	if (ret)
@@ -172,8 +175,8 @@ static int check_run(struct tool *t, struct check *c)
 	struct block *b;
 	int ret = tool_path(t, c->file[0], path);
 	if (!ret)
-		ret = tool_open(t, &b, path, c->format, BLOCK_NO_BACKING | (c->repair ? BLOCK_REPAIR : BLOCK_READONLY),
-				"--disk-format");
+		ret = tool_open(t, &b, path, c->format, BLOCK_NO_BACKING | BLOCK_LOCKED |
+				(c->repair ? BLOCK_REPAIR : BLOCK_READONLY), "--disk-format");
 	if (ret)
 		return ret;
 	ret = block_check(b, c->repair, &r, &t->e);

@@ -57,7 +57,7 @@ static const struct command clone_command = {
 static int source_look(struct clone *c, char format[32])
 {
 	struct block *b;
-	int ret = tool_open(c->t, &b, c->src.disk, c->format, BLOCK_READONLY, "--disk-format");
+	int ret = tool_open(c->t, &b, c->src.disk, c->format, BLOCK_READONLY | BLOCK_LOCKED, "--disk-format");
 	if (ret)
 		return ret;
 	snprintf(format, 32, "%s", block_format(b));

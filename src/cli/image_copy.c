@@ -10,6 +10,7 @@
 
 #include "cli/image_tool.h"
 #include "cli/options.h"
+#include "cli/passphrase.h"
 #include "cli/verb.h"
 
 /* --- convert: options --- */
@@ -19,12 +20,14 @@ struct convert {
 	const char *from, *to;
 	struct block_create create;
 	struct job_convert how;
+	const char *key_file, *new_key_file;
 	unsigned parallel;
 	bool force;
 	/* while it runs */
 	char src_path[PATH_MAX], partial[PATH_MAX];
 	struct block *src, *dst;
 	struct tool *t;
+	char key_buf[KEY_PATH_BYTES];
 	int held_fd;			/* the old DST, locked; -1: none */
 };
 
@@ -70,6 +73,16 @@ static bool set_parallel(void *o, const char *v)
 	((struct convert *)o)->parallel = (unsigned)n;
 	return true;
 }
+static bool set_encrypt(void *o, const char *v)
+{
+	return tool_encrypt_parse("image convert", v, &((struct convert *)o)->create.encrypt);
+}
+static bool set_time(void *o, const char *v)
+{
+	return tool_kdf_parse("image convert", v, &((struct convert *)o)->create.kdf_ms);
+}
+static bool set_key(void *o, const char *v) { ((struct convert *)o)->key_file = v; return true; }
+static bool set_new_key(void *o, const char *v) { ((struct convert *)o)->new_key_file = v; return true; }
 static bool set_compress(void *o, const char *v) { (void)v; return ((struct convert *)o)->how.compress = true; }
 static bool set_force(void *o, const char *v) { (void)v; return ((struct convert *)o)->force = true; }
 static bool set_files(void *o, const char *v)
@@ -79,10 +92,14 @@ static bool set_files(void *o, const char *v)
 
 static const struct option_row convert_options[] = {
 	{ "from", "FORMAT", "what SRC is; default: by its name", set_from },
-	{ "to", "FORMAT", "what DST shall be; default: qcow2 if its name ends in .qcow2, else raw", set_to },
+	{ "to", "FORMAT", "what DST shall be; default: by its name, else raw", set_to },
 	{ "compress", NULL, "qcow2: compress the data", set_compress },
 	{ "compression", "zlib|zstd", "qcow2: how (default zlib)", set_compression },
 	{ "cluster-size", "SIZE", "qcow2: unit of allocation, 512 to 2M (default 64K)", set_cluster },
+	{ "encrypt", "luks1|luks2", "encrypt DST; qcow2 takes luks1", set_encrypt },
+	{ "key-file", "FILE", "holds the passphrase of SRC: fd:N, - for stdin; default: asked for", set_key },
+	{ "new-key-file", "FILE", "holds the passphrase of DST", set_new_key },
+	{ "iter-time", "MS", "how long trying that passphrase shall take (default 2000)", set_time },
 	{ "sparse", "SIZE", "zeroes of that length take no space (default 4K); 0: only holes stay holes", set_sparse },
 	{ "parallel", "N", "pieces under way at a time, 1 to 64 (default 8)", set_parallel },
 	{ "force", NULL, "replace DST if it is there", set_force },
@@ -165,6 +182,7 @@ static int convert_job(void *opaque)
 
 static int fill(struct convert *c)
 {
+	c->t->key_file = c->create.secret_file;
 	int ret = tool_open(c->t, &c->dst, c->partial, c->to, 0, "--to");
 	if (ret)
 		return ret;
@@ -179,7 +197,10 @@ static int copy_made(struct convert *c)
 	if (snprintf(c->partial, sizeof c->partial, "%s.partial.%d", c->file[1], (int)getpid()) >= PATH_MAX)
 		return error_set(&c->t->e, ENAMETOOLONG, "choose a shorter name", "convert the disk", "its path is too long");
 	c->create.size_bytes = block_size(c->src);
-	ret = block_create(c->t->loop, c->partial, c->to, &c->create, &c->t->e);
+	ret = c->create.encrypt ? key_or_ask(&c->create.secret_file, c->new_key_file, c->file[1], true, c->key_buf,
+					     &c->t->e) : 0;
+	if (!ret)
+		ret = block_create(c->t->loop, c->partial, c->to, &c->create, &c->t->e);
 	if (ret)
 		return ret;
 	ret = fill(c);
@@ -193,6 +214,7 @@ static int copy_made(struct convert *c)
 static int convert_run(struct convert *c)
 {
 	int ret = tool_path(c->t, c->file[0], c->src_path);
+	c->t->key_file = c->key_file;
 	if (!ret)
 		ret = tool_open(c->t, &c->src, c->src_path, c->from, BLOCK_READONLY, "--from");
 	if (ret)
@@ -205,20 +227,21 @@ static int convert_run(struct convert *c)
 	return tool_close(c->t, c->src, ret);
 }
 
-static bool named_qcow2(const char *path)
-{
-	size_t n = strlen(path);
-	return n > 6 && !strcmp(path + n - 6, ".qcow2");
-}
-
 static bool convert_good(struct convert *c)
 {
 	if (!c->file[1])
 		return usage_error("image convert", c->file[0] ? "no DST given" : "no SRC given");
 	if (!c->to)
-		c->to = named_qcow2(c->file[1]) ? "qcow2" : "raw";
-	if (!strcmp(c->to, "raw") && (c->how.compress || c->create.zstd || c->create.cluster_bytes))
-		return usage_error("image convert", "DST would be raw, which has no clusters and no compression; add --to qcow2");
+		c->to = tool_format_named(c->file[1]);
+	if (c->create.encrypt && !strcmp(c->to, "raw"))
+		c->to = "luks";
+	if (!strcmp(c->to, "luks") && !c->create.encrypt)
+		c->create.encrypt = BLOCK_ENCRYPT_LUKS2;
+	if (c->create.encrypt && c->how.compress)
+		return usage_error("image convert", "what is encrypted cannot be compressed");
+	if (strcmp(c->to, "qcow2") && (c->how.compress || c->create.zstd || c->create.cluster_bytes))
+		return usage_error("image convert",
+				   "DST would be %s, which has no clusters and no compression; add --to qcow2", c->to);
 	return true;
 }
 
@@ -242,7 +265,7 @@ int image_convert(int argc, char **argv)
 /* --- compare --- */
 
 struct compare {
-	const char *file[2], *format[2];
+	const char *file[2], *format[2], *key_file[2];
 	bool json;
 	struct block *b[2];
 	struct job_compare out;
@@ -259,6 +282,8 @@ static bool set_format_b(void *o, const char *v)
 	((struct compare *)o)->format[1] = v;
 	return tool_format_parse("image compare", "format-b", v);
 }
+static bool set_key_a(void *o, const char *v) { ((struct compare *)o)->key_file[0] = v; return true; }
+static bool set_key_b(void *o, const char *v) { ((struct compare *)o)->key_file[1] = v; return true; }
 static bool set_json(void *o, const char *v)
 {
 	return json_parse("image compare", v, &((struct compare *)o)->json);
@@ -271,6 +296,8 @@ static bool set_pair(void *o, const char *v)
 static const struct option_row compare_options[] = {
 	{ "format-a", "FORMAT", "what A is; default: by its name", set_format_a },
 	{ "format-b", "FORMAT", "what B is", set_format_b },
+	{ "key-file-a", "FILE", "holds the passphrase of A: fd:N, - for stdin; default: asked for", set_key_a },
+	{ "key-file-b", "FILE", "holds the passphrase of B", set_key_b },
 	{ "format", "table|json", "of the answer, default table", set_json },
 	{ 0 },
 };
@@ -315,6 +342,7 @@ static int compare_from(struct compare *c, unsigned i)
 			answer(c);
 		return ret || !c->out.differ ? ret : EXIT_NO;
 	}
+	c->t->key_file = c->key_file[i];
 	ret = tool_path(c->t, c->file[i], path);
 	if (!ret)
 		ret = tool_open(c->t, &c->b[i], path, c->format[i], BLOCK_READONLY, option[i]);

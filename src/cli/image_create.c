@@ -7,11 +7,12 @@
 #include "cli/image_create.h"
 #include "cli/image_tool.h"
 #include "cli/options.h"
+#include "cli/passphrase.h"
 #include "cli/verb.h"
 #include "host/loop.h"
 
 struct create {
-	const char *path, *size, *format;
+	const char *path, *size, *format, *key_file;
 	struct block_create c;
 };
 
@@ -60,6 +61,17 @@ static bool set_refcount(void *o, const char *v)
 	return true;
 }
 
+static bool set_encrypt(void *o, const char *v)
+{
+	return tool_encrypt_parse("image create", v, &((struct create *)o)->c.encrypt);
+}
+
+static bool set_time(void *o, const char *v)
+{
+	return tool_kdf_parse("image create", v, &((struct create *)o)->c.kdf_ms);
+}
+
+static bool set_key(void *o, const char *v) { ((struct create *)o)->key_file = v; return true; }
 static bool set_backing(void *o, const char *v) { ((struct create *)o)->c.backing_path = v; return true; }
 static bool set_data_file(void *o, const char *v) { ((struct create *)o)->c.data_path = v; return true; }
 static bool set_extended(void *o, const char *v) { (void)v; return ((struct create *)o)->c.extended_l2 = true; }
@@ -80,7 +92,7 @@ static bool set_argument(void *o, const char *v)
 }
 
 static const struct option_row create_options[] = {
-	{ "disk-format", "FORMAT", "default: qcow2 if FILE ends in .qcow2 or has a backing file, else raw", set_format },
+	{ "disk-format", "FORMAT", "default: qcow2 with a backing file, else by FILE's name, else raw", set_format },
 	{ "backing", "FILE", "what the new disk starts as; it must not change afterwards", set_backing },
 	{ "backing-format", "FORMAT", "default: qcow2 if it ends in .qcow2, else raw", set_backing_format },
 	{ "cluster-size", "SIZE", "qcow2: unit of allocation, 512 to 2M (default 64K)", set_cluster },
@@ -89,6 +101,9 @@ static const struct option_row create_options[] = {
 	{ "lazy-refcounts", NULL, "qcow2: count references when the disk is closed", set_lazy },
 	{ "refcount-bits", "N", "qcow2: 1, 2, 4, ... 64 (default 16)", set_refcount },
 	{ "data-file", "FILE", "qcow2: put the data there", set_data_file },
+	{ "encrypt", "luks1|luks2", "encrypt it; qcow2 takes luks1", set_encrypt },
+	{ "key-file", "FILE", "holds the passphrase for that: fd:N, - for stdin; default: asked for", set_key },
+	{ "iter-time", "MS", "how long trying the passphrase shall take (default 2000)", set_time },
 	{ "force", NULL, "replace FILE if it is there", set_force },
 	{ 0 },
 };
@@ -102,19 +117,25 @@ static const struct command create_command = {
 	.argument = set_argument,
 };
 
-static bool named_qcow2(const char *path)
+static void choose_format(struct create *c)
 {
-	size_t n = strlen(path);
-	return n > 6 && !strcmp(path + n - 6, ".qcow2");
+	if (!c->format)
+		c->format = c->c.backing_path ? "qcow2" : tool_format_named(c->path);
+	if (c->c.encrypt && !strcmp(c->format, "raw"))
+		c->format = "luks";
+	if (!strcmp(c->format, "luks") && !c->c.encrypt)
+		c->c.encrypt = BLOCK_ENCRYPT_LUKS2;
 }
 
 static int create_run(struct create *c)
 {
 	struct error e = { 0 };
+	char buf[KEY_PATH_BYTES];
 	struct loop *l = loop_new();
 	int ret = l ? 0 : error_errno(&e, ENFILE, "raise the limit on open files", "make an event loop");
-	if (!c->format)
-		c->format = c->c.backing_path || named_qcow2(c->path) ? "qcow2" : "raw";
+	choose_format(c);
+	if (!ret && c->c.encrypt)
+		ret = key_or_ask(&c->c.secret_file, c->key_file, c->path, true, buf, &e);
 	if (!ret)
 		ret = block_create(l, c->path, c->format, &c->c, &e);
 	if (ret)

@@ -181,7 +181,7 @@ static void info_show(const json_t *j)
 /* Where a backing file cannot be opened, the image alone is described. */
 static int info_run(struct tool *t, const struct look *o, const char *path)
 {
-	unsigned flags = BLOCK_READONLY | BLOCK_SHARE | (o->format ? 0 : BLOCK_PROBE);
+	unsigned flags = BLOCK_READONLY | BLOCK_SHARE | BLOCK_LOCKED | (o->format ? 0 : BLOCK_PROBE);
 	struct error broken;
 	struct block *b;
 	int ret = tool_open(t, &b, path, o->format, flags, "--disk-format"), chain = ret;
@@ -315,7 +315,7 @@ static int map_run(struct tool *t, const struct look *o)
 	char path[PATH_MAX];
 	int ret = tool_path(t, o->ref[0], path);
 	if (!ret)
-		ret = tool_open(t, &m.b, path, o->format, BLOCK_READONLY, "--disk-format");
+		ret = tool_open(t, &m.b, path, o->format, BLOCK_READONLY | BLOCK_LOCKED, "--disk-format");
 	if (ret)
 		return ret;
 	if (!m.json)

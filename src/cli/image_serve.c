@@ -18,13 +18,14 @@
 #include "block/nbd/tls.h"
 #include "cli/image_serve.h"
 #include "cli/options.h"
+#include "cli/passphrase.h"
 #include "cli/verb.h"
 #include "host/loop.h"
 
 #define BACKLOG 64
 
 struct serve {
-	const char *file, *format, *name, *description, *socket, *listen;
+	const char *file, *format, *key_file, *name, *description, *socket, *listen;
 	struct nbd_tls_options tls;
 	bool readonly, once;
 	struct loop *loop;
@@ -44,6 +45,7 @@ static bool set_file(void *s, const char *v)
 	return true;
 }
 static bool set_disk_format(void *s, const char *v) { ((struct serve *)s)->format = v; return true; }
+static bool set_key(void *s, const char *v) { ((struct serve *)s)->key_file = v; return true; }
 static bool set_description(void *s, const char *v) { ((struct serve *)s)->description = v; return true; }
 static bool set_export(void *s, const char *v)
 {
@@ -65,6 +67,7 @@ static bool set_once(void *s, const char *v) { (void)v; return ((struct serve *)
 
 static const struct option_row serve_options[] = {
 	{ "disk-format", "FORMAT", "of the file, where its name does not say", set_disk_format },
+	{ "key-file", "FILE", "holds the passphrase of an encrypted disk: fd:N, - for stdin", set_key },
 	{ "export", "NAME", "what clients ask for (default: the export without a name)", set_export },
 	{ "description", "TEXT", "what the export is, for clients that ask", set_description },
 	{ "read-only", NULL, "refuse writes; others may read the image meanwhile", set_readonly },
@@ -240,6 +243,14 @@ static int keys_open(struct serve *s, struct error *e)
 	return s->tls.certificates || s->tls.psk_file ? nbd_tls_new(&s->keys, &s->tls, e) : 0;
 }
 
+static int disk_open(struct serve *s, struct error *e)
+{
+	char buf[KEY_PATH_BYTES];
+	const struct block_options o = { .format = s->format, .flags = s->readonly ? BLOCK_READONLY : 0,
+					 .secret_file = key_path(s->key_file, buf) };
+	return block_open_with(&s->disk, s->loop, s->file, &o, e);
+}
+
 static int serve_start(struct serve *s, struct error *e)
 {
 	const struct nbd_server_options o = { .name = s->name, .description = s->description, .readonly = s->readonly,
@@ -254,7 +265,7 @@ static int serve_start(struct serve *s, struct error *e)
 	if (!ret)
 		ret = keys_open(s, e);
 	if (!ret)
-		ret = block_open(&s->disk, s->loop, s->file, s->format, s->readonly ? BLOCK_READONLY : 0, e);
+		ret = disk_open(s, e);
 	if (ret)
 		return ret;
 	with_disk.disk = s->disk;

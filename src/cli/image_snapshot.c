@@ -110,7 +110,8 @@ static int snapshot_run(struct tool *t, const struct snapshot *s, const struct a
 	int ret = tool_path(t, s->arg[1], path);
 	if (!ret)
 		ret = tool_open(t, &b, path, s->format,
-				a->fn ? 0 : BLOCK_READONLY | BLOCK_SHARE | BLOCK_NO_BACKING, "--disk-format");
+				BLOCK_LOCKED | (a->fn ? 0 : BLOCK_READONLY | BLOCK_SHARE | BLOCK_NO_BACKING),
+				"--disk-format");
 	if (ret)
 		return ret;
 	ret = a->fn ? a->fn(b, s->arg[2], &t->e) : list_run(t, s, b);

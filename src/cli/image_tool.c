@@ -11,6 +11,7 @@
 
 #include "cli/catalog.h"
 #include "cli/options.h"
+#include "cli/passphrase.h"
 #include "cli/verb.h"
 #include "host/loop.h"
 
@@ -111,7 +112,15 @@ static void remember(struct tool *t, const struct block *old, struct block *b)
 int tool_open(struct tool *t, struct block **out, const char *path, const char *format, unsigned flags,
 	      const char *format_option)
 {
-	int ret = block_open(out, t->loop, path, format, flags, &t->e);
+	char buf[KEY_PATH_BYTES];
+	struct block_options o = { .format = format, .flags = flags, .secret_file = key_path(t->key_file, buf) };
+	int ret = block_open_with(out, t->loop, path, &o, &t->e);
+	if (ret == -ENOKEY && !t->key_file && isatty(STDIN_FILENO)) {
+		ret = passphrase_ask(path, false, buf, &t->e);
+		o.secret_file = buf;
+		if (!ret)
+			ret = block_open_with(out, t->loop, path, &o, &t->e);
+	}
 	if (ret && strstr(t->e.todo, ",format="))
 		snprintf(t->e.todo, sizeof t->e.todo, "say which it is: %s raw|qcow2|...", format_option);
 	if (ret == -EBUSY)
@@ -161,6 +170,32 @@ bool tool_create_format_parse(const char *verb, const char *option, const char *
 	char names[128];
 	block_format_names(names, sizeof names, true, ", ");
 	return block_format_known(v, true) || usage_error(verb, "--%s '%s' is not one of %s", option, v, names);
+}
+
+bool tool_encrypt_parse(const char *verb, const char *v, enum block_encryption *out)
+{
+	*out = !strcmp(v, "luks1") ? BLOCK_ENCRYPT_LUKS1 : BLOCK_ENCRYPT_LUKS2;
+	return !strcmp(v, "luks1") || !strcmp(v, "luks2") ||
+	       usage_error(verb, "--encrypt '%s' is not luks1 or luks2", v);
+}
+
+bool tool_kdf_parse(const char *verb, const char *v, unsigned *ms)
+{
+	uint64_t n;
+	if (!number_parse(v, 3600000, &n) || !n)
+		return usage_error(verb, "--iter-time '%s' is not a number of milliseconds", v);
+	*ms = (unsigned)n;
+	return true;
+}
+
+const char *tool_format_named(const char *path)
+{
+	static const char *const named[] = { "qcow2", "luks" };
+	const char *dot = strrchr(path, '.');
+	for (size_t i = 0; dot && dot != path && i < sizeof named / sizeof *named; i++)
+		if (!strcmp(dot + 1, named[i]))
+			return named[i];
+	return "raw";
 }
 
 bool tool_argument(const char *verb, const char *v, const char **slot, unsigned n)

@@ -26,6 +26,7 @@ int image_commit(int argc, char **argv);
 int image_rebase(int argc, char **argv);
 int image_snapshot(int argc, char **argv);
 int image_bitmap(int argc, char **argv);
+int image_key(int argc, char **argv);
 
 enum {
 	EXIT_NO = 3,			/* it was done, and the answer is no: they differ, it is damaged */
@@ -37,6 +38,7 @@ struct tool {
 	const char *verb;		/* "image convert" */
 	struct loop *loop;
 	struct error e;
+	const char *key_file;		/* --key-file of what is opened next; NULL: asked for when needed */
 	struct block_job job;		/* cancel is set by SIGINT, SIGTERM and SIGHUP while the tool changes things */
 	struct block *open[TOOL_DISKS];	/* interrupted by these signals, too; NULL: free */
 	int signal_fd;
@@ -52,7 +54,8 @@ int tool_fini(struct tool *t, int ret);
 
 /* A disk file: a path, or a name in the catalog.  The file must be there. */
 int tool_path(struct tool *t, const char *ref, char out[PATH_MAX]);
-/* format NULL: as block_open; errors speak of the option that gives the format: "--disk-format". */
+/* As path, the passphrase by t->key_file or asked for.  format NULL: as block_open; errors speak
+ * of the option that gives the format: "--disk-format". */
 int tool_open(struct tool *t, struct block **out, const char *path, const char *format, unsigned flags,
 	      const char *format_option);
 int tool_close(struct tool *t, struct block *b, int ret);	/* ret, or what the closing says */
@@ -64,6 +67,10 @@ int tool_not_in_chain(struct tool *t, struct block *b, const char *path, const c
 /* Options that several have. */
 bool tool_format_parse(const char *verb, const char *option, const char *v);
 bool tool_create_format_parse(const char *verb, const char *option, const char *v);	/* that can be made */
+bool tool_encrypt_parse(const char *verb, const char *v, enum block_encryption *out);
+bool tool_kdf_parse(const char *verb, const char *v, unsigned *ms);
+/* What a new file's name says it shall be: "qcow2", "luks", else "raw". */
+const char *tool_format_named(const char *path);
 bool tool_argument(const char *verb, const char *v, const char **slot, unsigned n);	/* the next of n */
 
 void image_describe(const struct image *img, bool json);	/* of the catalog (image.c) */

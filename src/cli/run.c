@@ -238,7 +238,7 @@ static const struct option_row options[] = {
 	{ "append", "STR", "kernel command line (default " APPEND_DEFAULT "); with an image: added to its own",
 	  set_append },
 	{ "firmware", "bios|uefi|FILE", "boot through firmware (not in this version)", set_firmware },
-	{ "disk", DISK_OPTION_FORM, "a disk, with format=raw|qcow2, readonly, ephemeral (writes are forgotten at the end),\n"
+	{ "disk", DISK_OPTION_FORM, "a disk, with format=FORMAT, readonly, ephemeral (writes are forgotten at the end), key-file=FILE,\n"
 	  "bus=virtio|scsi, serial=TEXT, cache=writeback|writethrough, block-size=512|4096, physical-block-size=BYTES", set_disk },
 	{ "cdrom", "FILE", "a CD-ROM drive with this ISO image in it", set_cdrom },
 	{ "net", "user[,forward=HOST:GUEST]...|none", "a network card on NAT, with port forwards (default user)", set_net },

@@ -28,12 +28,14 @@ int disks_open(struct vm *vm, struct error *e)
 
 	for (unsigned i = 0; i < vm->config->ndisks && !ret; i++) {
 		struct vm_slot *s = &vm->disk[i];
-		unsigned flags;
+		struct block_options o = { 0 };
 
 		s->spec = vm->config->disk[i];
-		flags = (s->spec.readonly ? BLOCK_READONLY : 0) | (s->spec.ephemeral ? BLOCK_EPHEMERAL : 0);
+		o.format = s->spec.format;
+		o.secret_file = s->spec.key_file;
+		o.flags = (s->spec.readonly ? BLOCK_READONLY : 0) | (s->spec.ephemeral ? BLOCK_EPHEMERAL : 0);
 		snprintf(s->name, sizeof s->name, "disk%u", i);
-		ret = block_open(&s->block, vm->loop, s->spec.path, s->spec.format, flags, e);
+		ret = block_open_with(&s->block, vm->loop, s->spec.path, &o, e);
 		s->state = ret ? DISK_FREE : DISK_PLUGGED;
 	}
 	return ret;

@@ -13,8 +13,8 @@ const char *const vm_bus_names[DISK_BUSES + 1] = { [DISK_VIRTIO] = "virtio", [DI
 
 json_t *vm_disk_encode(const struct vm_disk *d)
 {
-	return json_pack("{s:s, s:b, s:s, s:s*, s:b, s:b, s:s*, s:b, s:i, s:i}", "bus", vm_bus_names[d->bus], "cdrom",
-			 d->cdrom, "path", d->path, "format", d->format, "readonly",
+	return json_pack("{s:s, s:b, s:s, s:s*, s:s*, s:b, s:b, s:s*, s:b, s:i, s:i}", "bus", vm_bus_names[d->bus], "cdrom",
+			 d->cdrom, "path", d->path, "format", d->format, "key_file", d->key_file, "readonly",
 			 d->readonly, "ephemeral", d->ephemeral, "serial", d->serial, "write_through", d->write_through,
 			 "logical_bytes", (int)d->logical_bytes, "physical_bytes", (int)d->physical_bytes);
 }
@@ -107,7 +107,8 @@ int vm_disk_decode(struct vm_disk *d, json_t *j, struct error *e)
 {
 	const char *bus = "virtio";
 	int cdrom = 0, readonly = 0, ephemeral = 0, write_through = 0, logical = 0, physical = 0;
-	if (json_unpack(j, "{s?s, s?b, s:s, s?s, s?b, s?b, s?s, s?b, s?i, s?i}", "bus", &bus, "cdrom", &cdrom, "path", &d->path, "format", &d->format,
+	if (json_unpack(j, "{s?s, s?b, s:s, s?s, s?s, s?b, s?b, s?s, s?b, s?i, s?i}", "bus", &bus, "cdrom", &cdrom,
+			"path", &d->path, "format", &d->format, "key_file", &d->key_file,
 			"readonly", &readonly, "ephemeral", &ephemeral, "serial", &d->serial, "write_through",
 			&write_through, "logical_bytes", &logical, "physical_bytes", &physical) || logical < 0 || physical < 0)
 		return refuse(e, "a disk has no path, or a field of the wrong type");

@@ -26,6 +26,7 @@ enum vm_console { VM_CONSOLE_STDIO, VM_CONSOLE_NONE, VM_CONSOLE_FILE, VM_CONSOLE
 
 struct vm_disk {
 	const char *path, *format;	/* format NULL: probe */
+	const char *key_file;		/* with the passphrase of an encrypted disk */
 	bool readonly, ephemeral;
 	enum disk_bus bus;
 	bool cdrom;			/* a drive, on SCSI */

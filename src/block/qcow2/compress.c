@@ -187,7 +187,7 @@ int qcow2_co_write_compressed(struct node *n, uint64_t offset, const void *buf, 
 	struct iovec iov = { (void *)buf, len };
 	uint8_t *full = calloc(1, q->cluster_bytes), *packed = malloc(q->cluster_bytes);
 	struct packing p = { q->h.compression, full, packed, q->cluster_bytes, q->cluster_bytes - 1, 0, 0 };
-	int ret = q->external || q->crypt ? -EOPNOTSUPP : full && packed ? 0 : -ENOMEM;
+	int ret = q->external || q->encrypted ? -EOPNOTSUPP : full && packed ? 0 : -ENOMEM;
 
 	if (!ret)
 		ret = bitmaps_co_mark(q, offset, len);

@@ -1,17 +1,19 @@
 /*
  * New images.
  *
- *	| header | refcount table | refcount blocks | L1 table |	one cluster or more each
+ *	| header | refcount table | refcount blocks | L1 table | LUKS header |	one cluster or more each
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "block/luks/luks.h"
 #include "block/qcow2/qcow2.h"
 
 struct layout {
 	struct header h;
-	uint64_t cluster, blocks, l1_clusters, total, rb;
+	uint64_t cluster, blocks, l1_clusters, crypt_clusters, total, rb;
+	struct luks_header *luks;	/* NULL: not encrypted */
 };
 
 static int bad(struct error *e, const char *todo, const char *why)
@@ -39,12 +41,17 @@ static int choose(struct header *h, const struct block_create *c, struct error *
 		return bad(e, NULL, "a raw data file needs a data file and no backing file");
 	if (c->backing_path && !c->backing_format)
 		return bad(e, "give the backing file's format", "a guest might change what it looks like");
+	if (c->encrypt && c->data_path)
+		return bad(e, NULL, "an external data file cannot be encrypted");
+	if (c->encrypt && c->version == 2)
+		return bad(e, "use version 3", "version 2 has no such encryption");
 	if (c->preallocate)
 		return bad(e, "use raw", "preallocation is not supported");
 	h->cluster_bits = (unsigned)__builtin_ctz(cluster);
 	h->refcount_order = (unsigned)__builtin_ctz(bits);
 	h->size_bytes = c->size_bytes;
 	h->compression = c->zstd;
+	h->crypt_method = c->encrypt ? CRYPT_LUKS : CRYPT_NONE;
 	h->incompatible = (c->data_path ? INCOMPAT_DATA_FILE : 0) | (c->zstd ? INCOMPAT_COMPRESSION : 0) |
 			  (c->extended_l2 ? INCOMPAT_EXTENDED_L2 : 0);
 	h->compatible = c->lazy_refcounts ? COMPAT_LAZY : 0;
@@ -71,16 +78,21 @@ static int lay_out(struct layout *l, const struct block_create *c, struct error 
 		return bad(e, "use larger clusters", "the disk is too large for its clusters");
 	h->l1_size = (uint32_t)(l1 ? l1 : 1);
 	l->l1_clusters = (h->l1_size * 8ull + l->cluster - 1) >> h->cluster_bits;
+	if (l->luks)
+		h->crypt_bytes = luks_header_info(l->luks)->data_at;
+	l->crypt_clusters = (h->crypt_bytes + l->cluster - 1) >> h->cluster_bits;
 	l->rb = 1ull << (h->cluster_bits + 3 - h->refcount_order);
 	h->rt_clusters = 1;
 	for (l->blocks = 1;; l->blocks++) {
 		h->rt_clusters = (uint32_t)((l->blocks * 8 + l->cluster - 1) >> h->cluster_bits);
-		l->total = 1 + h->rt_clusters + l->blocks + l->l1_clusters;
+		l->total = 1 + h->rt_clusters + l->blocks + l->l1_clusters + l->crypt_clusters;
 		if (l->blocks * l->rb >= l->total)
 			break;
 	}
 	h->rt_offset = l->cluster;
 	h->l1_offset = (1 + h->rt_clusters + l->blocks) << h->cluster_bits;
+	if (l->luks)
+		h->crypt_offset = h->l1_offset + (l->l1_clusters << h->cluster_bits);
 	return 0;
 }
 
@@ -97,7 +109,9 @@ static int write_all(struct node *file, const struct layout *l, uint8_t *image, 
 	for (uint64_t i = 0; i < l->total; i++)
 		refcount_entry_set(blocks + ((i / l->rb) << h->cluster_bits), h->refcount_order, i % l->rb, 1);
 	ret = node_co_write(file, 0, image, l->total << h->cluster_bits);
-	return ret ? error_errno(e, -ret, "is there space on the host's disk?", "create disk '%s'", file->path) : 0;
+	if (ret)
+		return error_errno(e, -ret, "is there space on the host's disk?", "create disk '%s'", file->path);
+	return l->luks ? luks_header_store(l->luks, file, h->crypt_offset, e) : 0;
 }
 
 /* The external data file is made with the image, beside it. */
@@ -119,18 +133,30 @@ static int make_data_file(struct node *file, const struct block_create *c, struc
 	return ret;
 }
 
-int qcow2_create(struct node *file, const struct block_create *c, struct error *e)
+static int create(struct node *file, struct layout *l, const struct block_create *c, struct error *e)
 {
-	struct layout l = { 0 };
 	uint8_t *image;
-	int ret = lay_out(&l, c, e);
+	int ret = lay_out(l, c, e);
 
 	if (!ret && c->data_path)
 		ret = make_data_file(file, c, e);
 	if (ret)
 		return ret;
-	image = calloc(l.total, l.cluster);
-	ret = image ? write_all(file, &l, image, e) : error_errno(e, ENOMEM, NULL, "create disk '%s'", file->path);
+	image = calloc(l->total, l->cluster);
+	ret = image ? write_all(file, l, image, e) : error_errno(e, ENOMEM, NULL, "create disk '%s'", file->path);
 	free(image);
+	return ret;
+}
+
+int qcow2_create(struct node *file, const struct block_create *c, struct error *e)
+{
+	struct layout l = { 0 };
+	int ret = c->encrypt ? choose(&l.h, c, e) : 0;	/* before the time that a key takes */
+
+	if (!ret && c->encrypt)
+		ret = luks_header_new(&l.luks, file->env, c, true, e);
+	if (!ret)
+		ret = create(file, &l, c, e);
+	luks_header_free(l.luks);
 	return ret;
 }

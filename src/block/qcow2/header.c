@@ -103,6 +103,8 @@ static int fields_good(const struct header *h, const struct node *file, struct e
 		return bad(e, file, "gives a snapshot table that cannot be");
 	if (h->autoclear & AUTOCLEAR_DATA_RAW && !(h->incompatible & INCOMPAT_DATA_FILE))
 		return bad(e, file, "calls a data file raw that it does not have");
+	if (h->crypt_method && h->incompatible & INCOMPAT_DATA_FILE)
+		return bad(e, file, "asks for encryption beside an external data file");
 	if (h->incompatible & INCOMPAT_DATA_FILE && h->nsnapshots)
 		return bad(e, file, "has internal snapshots beside an external data file");
 	return 0;
@@ -274,6 +276,13 @@ int header_encode(const struct header *h, uint8_t *buf, size_t max)
 	encode_fixed(h, buf);
 	if (h->backing_format)
 		put(&o, EXT_BACKING_FORMAT, h->backing_format, (uint32_t)strlen(h->backing_format));
+	if (h->crypt_bytes) {
+		uint8_t place[16];
+
+		store_be64(place, h->crypt_offset);
+		store_be64(place + 8, h->crypt_bytes);
+		put(&o, EXT_CRYPT, place, sizeof(place));
+	}
 	if (h->data_path)
 		put(&o, EXT_DATA_FILE, h->data_path, (uint32_t)strlen(h->data_path));
 	if (h->version > 2 && o.at + 8 + 8 * 48 + 8 + n <= max)

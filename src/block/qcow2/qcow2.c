@@ -132,16 +132,6 @@ static int data_file(struct qcow2 *q, const struct node_open *how, struct error 
 	return 0;
 }
 
-static int encryption(struct qcow2 *q, struct error *e)
-{
-	char what[192];
-
-	if (!q->h.crypt_method)
-		return 0;
-	snprintf(what, sizeof(what), "open disk '%.150s'", q->n->path);
-	return error_set(e, ENOTSUP, "decrypt it first", what, "it is encrypted by a method that is not supported");
-}
-
 /* Before the first write: features that we do not keep up are switched off, a dirty image is made clean. */
 static int make_writable(struct qcow2 *q, const struct node_open *how, struct error *e)
 {
@@ -199,7 +189,7 @@ static int qcow2_open(struct node *n, const struct node_open *how, struct error 
 	if (!ret)
 		ret = data_file(q, how, e);
 	if (!ret)
-		ret = encryption(q, e);
+		ret = crypt_open(q, how, e);
 	if (!ret)
 		ret = backing(q, how, e);
 	return ret ? ret : make_writable(q, how, e);
@@ -237,8 +227,7 @@ static int qcow2_close(struct node *n)
 	struct qcow2 *q = n->impl;
 	int ret = finish(q);
 
-	if (q->crypt && q->crypt->free)
-		q->crypt->free(q->crypt_key);
+	crypt_close(q);
 	while (q->idle_reads) {
 		struct qcow2_read *r = q->idle_reads;
 
@@ -277,6 +266,7 @@ static int qcow2_info(struct node *n, struct block_info *out)
 	out->encrypted = h->crypt_method;
 	out->unclean = h->incompatible & INCOMPAT_DIRTY;
 	out->corrupt = h->incompatible & INCOMPAT_CORRUPT;
+	crypt_info(q, out);
 	block_info_extra(out, "version", "%u", h->version);
 	block_info_extra(out, "refcount bits", "%u", 1u << h->refcount_order);
 	block_info_extra(out, "compression", "%s", h->compression ? "zstd" : "zlib");
@@ -298,7 +288,7 @@ static const struct node_ops qcow2_ops = {
 	.name = "qcow2", .readv = qcow2_readv, .writev = qcow2_writev, .co_flush = qcow2_co_flush,
 	.co_discard = qcow2_co_discard, .co_write_zeroes = qcow2_co_write_zeroes, .co_status = qcow2_co_status,
 	.co_write_compressed = qcow2_co_write_compressed, .co_resize = qcow2_resize, .co_check = qcow2_check,
-	.info = qcow2_info, .co_snapshot_list = qcow2_snapshot_list, .co_snapshot_create = qcow2_snapshot_create,
+	.info = qcow2_info, .co_key = qcow2_key, .co_snapshot_list = qcow2_snapshot_list, .co_snapshot_create = qcow2_snapshot_create,
 	.co_snapshot_apply = qcow2_snapshot_apply, .co_snapshot_delete = qcow2_snapshot_delete,
 	.co_bitmap_list = qcow2_bitmap_list, .co_bitmap_change = qcow2_bitmap_change,
 	.co_close = qcow2_close,

@@ -43,6 +43,9 @@ struct bitmap_wait;
 #define INCOMPAT_COMPRESSION 8u
 #define INCOMPAT_EXTENDED_L2 16u
 #define INCOMPAT_KNOWN 31u
+#define CRYPT_NONE 0u
+#define CRYPT_LUKS 2u
+#define CRYPT_BYTES_MAX (64u << 20)
 #define COMPAT_LAZY 1u
 #define AUTOCLEAR_BITMAPS 1u
 #define AUTOCLEAR_DATA_RAW 2u
@@ -125,14 +128,6 @@ struct snapshot {
 	uint32_t extra_len;
 };
 
-/* Encryption inside qcow2: bytes are transformed in place, by whole sectors.  `guest` and `host` are the offsets of the
- * first of them on the disk and in the file; a method takes the one that its specification names. */
-struct qcow2_crypt_ops {
-	int (*encrypt)(void *key, uint64_t guest, uint64_t host, uint8_t *buf, size_t len);
-	int (*decrypt)(void *key, uint64_t guest, uint64_t host, uint8_t *buf, size_t len);
-	void (*free)(void *key);
-};
-
 struct qcow2_read {			/* a request that is split, or counted only */
 	struct qcow2 *q;
 	unsigned left, epoch;
@@ -186,8 +181,9 @@ struct qcow2 {
 	uint64_t plain_raw;		/* the L2 entry whose decompressed cluster is in `plain`; 0: none */
 	uint8_t *plain;
 
-	const struct qcow2_crypt_ops *crypt;
-	void *crypt_key;
+	bool encrypted;
+	struct luks_header *luks;
+	struct cipher *cipher;		/* NULL: opened without its key */
 };
 
 /* --- header.c --- */
@@ -331,6 +327,15 @@ bool bitmaps_mark(struct qcow2 *q, uint64_t offset, uint64_t len);
 int bitmaps_co_mark(struct qcow2 *q, uint64_t offset, uint64_t len);	/* waits; not counted in an epoch */
 int qcow2_bitmap_list(struct node *n, struct block_bitmap **list, unsigned *count, struct error *e);
 int qcow2_bitmap_change(struct node *n, const struct block_bitmap_change *c, struct error *e);
+
+/* --- crypt.c --- */
+/* Whole sectors at `host` in the file, in place; in coroutines. */
+int crypt_encrypt(struct qcow2 *q, uint64_t host, uint8_t *buf, size_t len);
+int crypt_decrypt(struct qcow2 *q, uint64_t host, uint8_t *buf, size_t len);
+int crypt_open(struct qcow2 *q, const struct node_open *how, struct error *e);
+void crypt_close(struct qcow2 *q);
+int qcow2_key(struct node *n, const struct block_key *k, struct error *e);
+void crypt_info(const struct qcow2 *q, struct block_info *out);
 
 /* --- small helpers --- */
 static inline uint64_t cluster_of(const struct qcow2 *q, uint64_t offset)

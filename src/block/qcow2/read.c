@@ -112,7 +112,7 @@ static uint64_t split(struct qcow2_read *r, const struct whole *w, uint64_t at)
 			iov_zero(w->iov, w->iovcnt, at - w->offset, run.len);
 		else if (run.type == RUN_BACKING)
 			read_backing(r, w, at, run.len);
-		else if (q->crypt)
+		else if (q->encrypted)
 			return at;
 		else
 			piece_read(r, q->data, run.host, w, at, run.len);
@@ -122,11 +122,16 @@ static uint64_t split(struct qcow2_read *r, const struct whole *w, uint64_t at)
 
 static int read_encrypted(struct qcow2 *q, const struct run *run, const struct whole *w, uint64_t at)
 {
-	uint8_t *b = malloc(run->len);
-	int ret = b ? node_co_read(q->data, run->host, b, run->len) : -ENOMEM;
+	uint8_t *b;
+	int ret;
+
+	if (!inside_file(q, run->host, run->len))	/* zeroes there would become noise */
+		return -EIO;
+	b = malloc(run->len);
+	ret = b ? node_co_read(q->data, run->host, b, run->len) : -ENOMEM;
 
 	if (!ret)
-		ret = q->crypt->decrypt(q->crypt_key, at, run->host, b, run->len);
+		ret = crypt_decrypt(q, run->host, b, run->len);
 	if (!ret)
 		iov_copy_in(w->iov, w->iovcnt, at - w->offset, b, run->len);
 	free(b);
@@ -151,7 +156,7 @@ static int read_run(struct qcow2_read *r, const struct whole *w, uint64_t *at)
 	if (run.type == RUN_COMPRESSED)
 		ret = qcow2_co_read_compressed(q, run.raw, in_cluster(q, *at), w->iov, w->iovcnt, *at - w->offset,
 					       run.len);
-	else if (run.type == RUN_DATA && q->crypt)
+	else if (run.type == RUN_DATA && q->encrypted)
 		ret = read_encrypted(q, &run, w, *at);
 	else
 		return 0;	/* now split() finds it in memory */
@@ -240,7 +245,7 @@ int qcow2_co_status(struct node *n, uint64_t offset, uint64_t len, struct block_
 	*out = (struct block_status){ .len = run.len };
 	switch (run.type) {
 	case RUN_DATA:
-		out->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | (q->crypt ? 0 : BLOCK_STATUS_OFFSET);
+		out->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | (q->encrypted ? 0 : BLOCK_STATUS_OFFSET);
 		out->host_offset = run.host;
 		break;
 	case RUN_COMPRESSED:

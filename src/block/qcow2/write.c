@@ -47,7 +47,7 @@ bool host_writable(struct qcow2 *q, uint64_t host, uint64_t len)
 	return true;
 }
 
-static int write_encrypted(struct qcow2 *q, uint64_t guest, uint64_t host, const struct iovec *iov, int iovcnt)
+static int write_encrypted(struct qcow2 *q, uint64_t host, const struct iovec *iov, int iovcnt)
 {
 	uint64_t len = iov_bytes(iov, iovcnt);
 	uint8_t *b = malloc(len);
@@ -55,7 +55,7 @@ static int write_encrypted(struct qcow2 *q, uint64_t guest, uint64_t host, const
 
 	if (!ret) {
 		iov_copy_out(iov, iovcnt, 0, b, len);
-		ret = q->crypt->encrypt(q->crypt_key, guest, host, b, len);
+		ret = crypt_encrypt(q, host, b, len);
 	}
 	if (!ret)
 		ret = node_co_write(q->data, host, b, len);
@@ -67,8 +67,8 @@ int data_co_writev(struct qcow2 *q, uint64_t guest, uint64_t host, const struct 
 {
 	if (!host_writable(q, host, iov_bytes(iov, iovcnt)))
 		return qcow2_corrupt(q, "guest data would be written over metadata", host);
-	if (q->crypt)
-		return write_encrypted(q, guest, host, iov, iovcnt);
+	if (q->encrypted)
+		return write_encrypted(q, host, iov, iovcnt);
 	return node_co_writev(q->data, host, iov, iovcnt);
 }
 
@@ -234,7 +234,7 @@ static int host_get(struct qcow2 *q, struct alloc *a)
 	if (ret)
 		return ret;
 	a->host = first << q->cluster_bits;
-	a->fresh = q->file->limits.grows && a->host >= q->file->size_bytes && !q->crypt;
+	a->fresh = q->file->limits.grows && a->host >= q->file->size_bytes && !q->encrypted;
 	if (got < a->n) {
 		a->n = got;
 		a->to = (a->range.first + got) << q->cluster_bits;
@@ -382,7 +382,7 @@ static void write_fast(struct write *w)
 {
 	struct qcow2 *q = w->q;
 
-	while (w->at < w->end && !q->crypt && !q->corrupt) {
+	while (w->at < w->end && !q->encrypted && !q->corrupt) {
 		uint64_t slice = l2_slice_offset(q, w->at);
 		struct table *t = slice ? table_find(q, slice) : NULL;
 		struct run r;
