@@ -36,9 +36,22 @@ int error_errno(struct error *e, int err, const char *todo, const char *what_fmt
 	return -err;
 }
 
+/* Names in errors may come from images: controls, also those of Latin-1 as UTF-8 has them, could steer a terminal. */
+static void tame(char *s)
+{
+	for (; *s; s++)
+		if ((unsigned char)*s < 0x20 || *s == 0x7f || ((unsigned char)*s == 0xc2 && (unsigned char)s[1] < 0xa0))
+			*s = '?';
+}
+
 void error_print(const struct error *e)
 {
-	fprintf(stderr, "vixen: %s failed: %s%s%s\n", e->what, e->why, *e->todo ? "; " : "", e->todo);
+	struct error shown = *e;
+
+	tame(shown.what);
+	tame(shown.why);
+	tame(shown.todo);
+	fprintf(stderr, "vixen: %s failed: %s%s%s\n", shown.what, shown.why, *shown.todo ? "; " : "", shown.todo);
 }
 
 void assert_fail(const char *expr, const char *file, int line)

@@ -142,7 +142,7 @@ static void layer_show(const json_t *j)
 		printf("data file      %s\n", a);
 	flags_show(j);
 	json_object_foreach(json_object_get(j, "details"), key, v)
-		printf("%-14s %s\n", key, json_string_value(v));
+		printf("%-14s %s\n", key, plain(a, sizeof a, json_string_value(v)));
 }
 
 static void snapshots_show(const json_t *list)
