@@ -33,7 +33,12 @@ _vixen_run()
 _vixen_image()
 {
 	case $prev in
-	--format) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
+	--format) local formats='table json'
+		[ "${COMP_WORDS[2]}" = create ] && formats='ext2 ext3 ext4 xfs btrfs vfat swap'
+		COMPREPLY=($(compgen -W "$formats" -- "$cur")); return ;;
+	--partition) COMPREPLY=($(compgen -W 'gpt mbr' -- "$cur")); return ;;
+	--content) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+	--label) return ;;
 	--arch) COMPREPLY=($(compgen -W 'amd64 i386' -- "$cur")); return ;;
 	--iter-time) return ;;
 	--encrypt) COMPREPLY=($(compgen -W 'luks1 luks2' -- "$cur")); return ;;
@@ -49,7 +54,7 @@ _vixen_image()
 	esac
 	if [ "$COMP_CWORD" = 2 ]; then
 		COMPREPLY=($(compgen -W 'build create list info clone convert compare map resize check snapshot bitmap commit rebase
-			serve key --help' -- "$cur"))
+			serve key partitions --help' -- "$cur"))
 		return
 	fi
 	if [ "${COMP_WORDS[2]}" = key ] && [ "$COMP_CWORD" = 3 ]; then
@@ -74,7 +79,8 @@ _vixen_image_options()
 	build) COMPREPLY=($(compgen -W 'debian-12 --name --arch --kernel-package --size --include --mirror --force
 		--help' -- "$cur")) ;;
 	create) COMPREPLY=($(compgen -W '--disk-format --backing --backing-format --cluster-size --compression --extended-l2
-		--lazy-refcounts --refcount-bits --data-file --encrypt --key-file --iter-time --force --help' -- "$cur") $(compgen -f -- "$cur")) ;;
+		--lazy-refcounts --refcount-bits --data-file --partition --format --label --content
+		--encrypt --key-file --iter-time --force --help' -- "$cur") $(compgen -f -- "$cur")) ;;
 	list) COMPREPLY=($(compgen -W '--format --help' -- "$cur")) ;;
 	*) case ${COMP_WORDS[2]} in
 	   info | map) options='--disk-format --format' ;;
@@ -86,6 +92,7 @@ _vixen_image_options()
 	   check) options='--repair --disk-format --format' ;;
 	   snapshot) options='--disk-format --format' ;;
 	   bitmap) options='--granularity --disk-format --format' ;;
+	   partitions) options='--disk-format --key-file --format' ;;
 	   key) options='--key-file --new-key-file --iter-time --disk-format' ;;
 	   commit) options='--disk-format' ;;
 	   serve) options='--key-file --socket --listen --export --description --read-only --once --disk-format --tls-certificates

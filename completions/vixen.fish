@@ -25,7 +25,7 @@ complete -c vixen -n $run -f -l perf-map -d 'Name translated code for perf'
 complete -c vixen -n $run -f -l interpret -d 'Interpret only'
 
 set -l image '__fish_seen_subcommand_from image'
-set -l commands build create list info clone convert compare map resize check snapshot bitmap commit rebase serve key
+set -l commands build create list info clone convert compare map resize check snapshot bitmap commit rebase serve key partitions
 complete -c vixen -n "$image; and not __fish_seen_subcommand_from $commands" -f -a "$commands"
 set -l build "$image; and __fish_seen_subcommand_from build"
 complete -c vixen -n $build -f -a debian-12
@@ -82,13 +82,19 @@ complete -c vixen -n "$disk compare" -x -l format-b -a 'raw qcow2 luks vmdk vhdx
 complete -c vixen -n "$disk resize" -l shrink -d 'It may get smaller'
 complete -c vixen -n "$disk check" -x -l repair -a 'leaks all' -d 'Mend it'
 complete -c vixen -n "$disk create convert" -x -l encrypt -a 'luks1 luks2' -d 'Encrypt it'
-complete -c vixen -n "$disk create convert resize serve key" -r -l key-file -d 'Holds the passphrase'
+complete -c vixen -n "$disk create convert resize serve key partitions" -r -l key-file -d 'Holds the passphrase'
 complete -c vixen -n "$disk convert key" -r -l new-key-file -d 'Holds the new passphrase'
 complete -c vixen -n "$disk create convert key" -x -l iter-time -d 'What a try takes, in ms'
 complete -c vixen -n "$disk compare" -r -l key-file-a -d 'Holds the passphrase of the first'
 complete -c vixen -n "$disk compare" -r -l key-file-b -d 'Holds the passphrase of the second'
 complete -c vixen -n "$disk key" -f -a 'add remove change'
 complete -c vixen -n "$disk key" -x -l disk-format -a 'raw qcow2 luks' -d 'Format of the file'
+complete -c vixen -n $create -x -l partition -a 'gpt mbr' -d 'With a partition'
+complete -c vixen -n $create -x -l format -a 'ext2 ext3 ext4 xfs btrfs vfat swap' -d 'With a file system'
+complete -c vixen -n $create -x -l label -d 'Of the file system'
+complete -c vixen -n $create -r -l content -d 'What it holds at first'
+complete -c vixen -n "$disk partitions" -x -l format -a 'table json' -d Output
+complete -c vixen -n "$disk partitions" -x -l disk-format -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Format of the file'
 complete -c vixen -n "$disk snapshot" -f -a 'create list apply delete'
 complete -c vixen -n "$disk bitmap" -f -a 'add remove clear merge list'
 complete -c vixen -n "$disk bitmap" -x -l granularity -d 'Bytes for each bit'

@@ -306,6 +306,7 @@ static const struct subcommand {
 	{ "convert", "SRC DST             copy a disk, to another format", image_convert },
 	{ "compare", "A B                 do two disks hold the same?", image_compare },
 	{ "map", "FILE                where it holds what", image_map },
+	{ "partitions", "FILE         what its partition table says", image_partitions },
 	{ "resize", "FILE SIZE           make a disk larger or smaller", image_resize },
 	{ "check", "FILE                do its tables fit together?", image_check },
 	{ "serve", "FILE                export one by NBD", image_serve },

@@ -2,9 +2,11 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "block/block.h"
 #include "cli/image_create.h"
+#include "cli/image_ready.h"
 #include "cli/image_tool.h"
 #include "cli/options.h"
 #include "cli/passphrase.h"
@@ -13,6 +15,7 @@
 
 struct create {
 	const char *path, *size, *format, *key_file;
+	struct ready ready;
 	struct block_create c;
 };
 
@@ -71,6 +74,21 @@ static bool set_time(void *o, const char *v)
 	return tool_kdf_parse("image create", v, &((struct create *)o)->c.kdf_ms);
 }
 
+static bool set_partition(void *o, const char *v)
+{
+	static const char *const names[] = { "gpt", "mbr", NULL };
+	((struct create *)o)->ready.partition = v;
+	return word_of("partition", v, names);
+}
+
+static bool set_fs(void *o, const char *v)
+{
+	((struct create *)o)->ready.fs = v;
+	return ready_fs_parse(v);
+}
+
+static bool set_label(void *o, const char *v) { ((struct create *)o)->ready.label = v; return true; }
+static bool set_content(void *o, const char *v) { ((struct create *)o)->ready.content = v; return true; }
 static bool set_key(void *o, const char *v) { ((struct create *)o)->key_file = v; return true; }
 static bool set_backing(void *o, const char *v) { ((struct create *)o)->c.backing_path = v; return true; }
 static bool set_data_file(void *o, const char *v) { ((struct create *)o)->c.data_path = v; return true; }
@@ -104,6 +122,10 @@ static const struct option_row create_options[] = {
 	{ "encrypt", "luks1|luks2", "encrypt it; qcow2 takes luks1", set_encrypt },
 	{ "key-file", "FILE", "holds the passphrase for that: fd:N, - for stdin; default: asked for", set_key },
 	{ "iter-time", "MS", "how long trying the passphrase shall take (default 2000)", set_time },
+	{ "partition", "gpt|mbr", "with one partition over all of it", set_partition },
+	{ "format", "FS", "with a file system: ext2, ext3, ext4, xfs, btrfs, vfat, swap", set_fs },
+	{ "label", "NAME", "of the file system", set_label },
+	{ "content", "FOLDER", "what the file system holds at first (ext2 to ext4, btrfs)", set_content },
 	{ "force", NULL, "replace FILE if it is there", set_force },
 	{ 0 },
 };
@@ -112,7 +134,8 @@ static const struct command create_command = {
 	.verb = "image create",
 	.usage = "image create FILE SIZE [OPTIONS]\n       vixen image create FILE --backing FILE [OPTIONS]",
 	.about = "Makes a disk: an empty one, or a linked clone, which shares all data of its backing file until it is\n"
-		 "written. A backing file's name is kept as given, relative to where the new file lies.",
+		 "written. A backing file's name is kept as given, relative to where the new file lies. Partitions and file\n"
+		 "systems are made by the host's tools, which need no root: sfdisk, mke2fs, mkfs.xfs, mkfs.vfat ...",
 	.options = create_options,
 	.argument = set_argument,
 };
@@ -127,6 +150,23 @@ static void choose_format(struct create *c)
 		c->c.encrypt = BLOCK_ENCRYPT_LUKS2;
 }
 
+/* The raw disk is made beside the new file, and copied into it. */
+static int create_fill(struct create *c, struct loop *l, struct error *e)
+{
+	char raw[PATH_MAX];
+	int ret = 0;
+	if (snprintf(raw, sizeof raw, "%s.partial.%d", c->path, (int)getpid()) >= PATH_MAX)
+		ret = error_set(e, ENAMETOOLONG, "choose a shorter name", "create a disk", "its path is too long");
+	if (!ret)
+		ret = ready_make(raw, c->c.size_bytes, &c->ready, e);
+	if (!ret)
+		ret = ready_copy(l, raw, c->path, c->format, c->c.secret_file, e);
+	unlink(raw);
+	if (ret)
+		unlink(c->path);
+	return ret;
+}
+
 static int create_run(struct create *c)
 {
 	struct error e = { 0 };
@@ -138,6 +178,8 @@ static int create_run(struct create *c)
 		ret = key_or_ask(&c->c.secret_file, c->key_file, c->path, true, buf, &e);
 	if (!ret)
 		ret = block_create(l, c->path, c->format, &c->c, &e);
+	if (!ret && (c->ready.partition || c->ready.fs))
+		ret = create_fill(c, l, &e);
 	if (ret)
 		error_print(&e);
 	loop_free(l);
@@ -156,6 +198,10 @@ int image_create(int argc, char **argv)
 		usage_error("image create", "no SIZE given");
 	else if (c.size && (!c.c.size_bytes || c.c.size_bytes % 512))
 		usage_error("image create", "the size '%s' is not a multiple of 512", c.size);
+	else if ((c.ready.label || c.ready.content) && !c.ready.fs)
+		usage_error("image create", "a label and content need --format");
+	else if ((c.ready.partition || c.ready.fs) && c.c.backing_path)
+		usage_error("image create", "a linked clone has its partitions already");
 	else
 		return create_run(&c);
 	return EXIT_USAGE;

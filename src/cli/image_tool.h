@@ -27,6 +27,7 @@ int image_rebase(int argc, char **argv);
 int image_snapshot(int argc, char **argv);
 int image_bitmap(int argc, char **argv);
 int image_key(int argc, char **argv);
+int image_partitions(int argc, char **argv);
 
 enum {
 	EXIT_NO = 3,			/* it was done, and the answer is no: they differ, it is damaged */
