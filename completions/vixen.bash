@@ -36,6 +36,7 @@ _vixen_image()
 	--format) local formats='table json'
 		[ "${COMP_WORDS[2]}" = create ] && formats='ext2 ext3 ext4 xfs btrfs vfat swap'
 		COMPREPLY=($(compgen -W "$formats" -- "$cur")); return ;;
+	--preallocation) COMPREPLY=($(compgen -W 'off metadata falloc full' -- "$cur")); return ;;
 	--partition) COMPREPLY=($(compgen -W 'gpt mbr' -- "$cur")); return ;;
 	--content) COMPREPLY=($(compgen -d -- "$cur")); return ;;
 	--label) return ;;
@@ -79,7 +80,7 @@ _vixen_image_options()
 	build) COMPREPLY=($(compgen -W 'debian-12 --name --arch --kernel-package --size --include --mirror --force
 		--help' -- "$cur")) ;;
 	create) COMPREPLY=($(compgen -W '--disk-format --backing --backing-format --cluster-size --compression --extended-l2
-		--lazy-refcounts --refcount-bits --data-file --partition --format --label --content
+		--lazy-refcounts --refcount-bits --data-file --preallocation --partition --format --label --content
 		--encrypt --key-file --iter-time --force --help' -- "$cur") $(compgen -f -- "$cur")) ;;
 	list) COMPREPLY=($(compgen -W '--format --help' -- "$cur")) ;;
 	*) case ${COMP_WORDS[2]} in

@@ -89,6 +89,7 @@ complete -c vixen -n "$disk compare" -r -l key-file-a -d 'Holds the passphrase o
 complete -c vixen -n "$disk compare" -r -l key-file-b -d 'Holds the passphrase of the second'
 complete -c vixen -n "$disk key" -f -a 'add remove change'
 complete -c vixen -n "$disk key" -x -l disk-format -a 'raw qcow2 luks' -d 'Format of the file'
+complete -c vixen -n $create -x -l preallocation -a 'off metadata falloc full' -d 'Take space at once'
 complete -c vixen -n $create -x -l partition -a 'gpt mbr' -d 'With a partition'
 complete -c vixen -n $create -x -l format -a 'ext2 ext3 ext4 xfs btrfs vfat swap' -d 'With a file system'
 complete -c vixen -n $create -x -l label -d 'Of the file system'

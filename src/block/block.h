@@ -92,6 +92,13 @@ struct block_file {
 unsigned block_files(const struct block *b, struct block_file *out, unsigned max);	/* how many there are */
 int block_file_open(const char *path, bool write, struct error *e);	/* locked as block_open() does; -errno */
 
+enum block_preallocate {
+	BLOCK_PREALLOCATE_OFF,
+	BLOCK_PREALLOCATE_METADATA,	/* tables are filled in; raw has none */
+	BLOCK_PREALLOCATE_FALLOC,	/* and the host's space is reserved */
+	BLOCK_PREALLOCATE_FULL,		/* and zeroes written to it */
+};
+
 enum block_encryption { BLOCK_ENCRYPT_NONE, BLOCK_ENCRYPT_LUKS1, BLOCK_ENCRYPT_LUKS2 };
 
 /* What a new image shall be; zeroed memory is the defaults. */
@@ -107,7 +114,7 @@ struct block_create {
 	const char *data_path;		/* external data file; kept as given */
 	bool data_raw;			/* it is a valid raw image at all times */
 	bool overwrite;			/* path may exist and is replaced */
-	bool preallocate;		/* metadata; raw: blocks of the host */
+	enum block_preallocate preallocate;
 	enum block_encryption encrypt;
 	const char *secret_file;	/* with the passphrase, for that; as in block_options */
 	unsigned kdf_ms;		/* how long trying a passphrase shall take; 0: as cryptsetup thinks best */

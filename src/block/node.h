@@ -154,6 +154,8 @@ struct driver {
 	int (*co_open)(struct node *n, const struct node_open *how, struct error *e);
 	/* In a coroutine.  Writes an empty image into file, which is empty and grows.  NULL: cannot create. */
 	int (*co_create)(struct node *file, const struct block_create *c, struct error *e);
+	/* Gives the new image, open and empty, all its space.  NULL: co_create has done that, or refused. */
+	int (*co_preallocate)(struct node *n, enum block_preallocate how, struct error *e);
 	/* Protocols: makes an empty one at path.  NULL: nothing to make. */
 	int (*co_make)(const char *path, bool overwrite, struct error *e);
 };
@@ -185,6 +187,8 @@ void node_interrupt(struct node *n);		/* and all below it */
 int node_co_close(struct node *n);		/* NULL is fine */
 /* A filter with unlinked storage in front of base, which it owns; NULL base on failure stays the caller's. */
 int overlay_new(struct node **out, struct node *base, struct error *e);
+/* Space in a file for what a new image holds; it may grow.  -EOPNOTSUPP: falloc is not possible there. */
+int node_co_preallocate(struct node *file, uint64_t at, uint64_t len, enum block_preallocate how);
 int file_node_from_fd(struct node **out, struct block_env *env, int fd, const char *path, struct error *e);
 
 /* --- calling nodes --- */

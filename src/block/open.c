@@ -172,6 +172,22 @@ static int backing_look(struct creation *cr, struct block_create *c)
 	return node_co_close(n);
 }
 
+static int preallocate(struct creation *cr)
+{
+	const struct block_options o = { .format = cr->driver->name };
+	const struct node_open how = { .o = &o, .path = cr->path };
+	struct node *n;
+	int ret = node_co_open(&n, cr->env, cr->path, &how, cr->e), close_ret;
+
+	if (ret)
+		return ret;
+	ret = cr->driver->co_preallocate(n, cr->c->preallocate, cr->e);
+	close_ret = node_co_close(n);
+	if (!ret && close_ret)
+		error_errno(cr->e, -close_ret, "check the host's disk", "create disk '%s'", cr->path);
+	return ret ? ret : close_ret;
+}
+
 static int create_main(void *opaque)
 {
 	struct creation *cr = opaque;
@@ -192,6 +208,8 @@ static int create_main(void *opaque)
 			error_errno(cr->e, -ret, "check the host's disk", "create disk '%s'", cr->path);
 	}
 	close_ret = node_co_close(file);
+	if (!ret && !close_ret && c.preallocate && cr->driver->co_preallocate)
+		ret = preallocate(cr);
 	return ret ? ret : close_ret;
 }
 

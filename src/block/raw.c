@@ -82,9 +82,18 @@ static int raw_open(struct node *n, const struct node_open *how, struct error *e
 
 static int raw_create(struct node *file, const struct block_create *c, struct error *e)
 {
+	int ret;
+
 	if (c->backing_path)
 		return error_set(e, EINVAL, "use -f qcow2", "create a disk", "a raw image has no backing file");
-	return node_co_resize(file, c->size_bytes, 0, e);
+	ret = node_co_resize(file, c->size_bytes, 0, e);
+	if (!ret && c->preallocate) {
+		ret = node_co_preallocate(file, 0, c->size_bytes, c->preallocate);
+		if (ret)
+			error_errno(e, -ret, ret == -EOPNOTSUPP ? "use --preallocation full" :
+				    "is there space on the host's disk?", "preallocate disk '%s'", file->path);
+	}
+	return ret;
 }
 
 const struct driver raw_driver = { .name = "raw", .ops = &raw_ops, .co_open = raw_open, .co_create = raw_create };

@@ -89,6 +89,18 @@ static bool set_fs(void *o, const char *v)
 
 static bool set_label(void *o, const char *v) { ((struct create *)o)->ready.label = v; return true; }
 static bool set_content(void *o, const char *v) { ((struct create *)o)->ready.content = v; return true; }
+static bool set_preallocation(void *o, const char *v)
+{
+	static const char *const names[] = { "off", "metadata", "falloc", "full" };
+	for (unsigned i = 0; i < 4; i++) {
+		if (strcmp(v, names[i]))
+			continue;
+		((struct create *)o)->c.preallocate = (enum block_preallocate)i;
+		return true;
+	}
+	return usage_error("image create", "--preallocation '%s' is not off, metadata, falloc or full", v);
+}
+
 static bool set_key(void *o, const char *v) { ((struct create *)o)->key_file = v; return true; }
 static bool set_backing(void *o, const char *v) { ((struct create *)o)->c.backing_path = v; return true; }
 static bool set_data_file(void *o, const char *v) { ((struct create *)o)->c.data_path = v; return true; }
@@ -126,6 +138,7 @@ static const struct option_row create_options[] = {
 	{ "format", "FS", "with a file system: ext2, ext3, ext4, xfs, btrfs, vfat, swap", set_fs },
 	{ "label", "NAME", "of the file system", set_label },
 	{ "content", "FOLDER", "what the file system holds at first (ext2 to ext4, btrfs)", set_content },
+	{ "preallocation", "off|metadata|falloc|full", "take space at once (default off)", set_preallocation },
 	{ "force", NULL, "replace FILE if it is there", set_force },
 	{ 0 },
 };

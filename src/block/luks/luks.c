@@ -279,6 +279,8 @@ static int luks_create(struct node *file, const struct block_create *c, struct e
 
 	if (c->backing_path)
 		return error_set(e, EINVAL, "use qcow2", "create a disk", "a LUKS volume has no backing file");
+	if (c->preallocate)
+		return error_set(e, EINVAL, "leave it out", "create a disk", "an encrypted disk is not preallocated");
 	ret = luks_header_new(&h, file->env, c, false, e);
 	if (ret)
 		return ret;

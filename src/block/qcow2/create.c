@@ -45,8 +45,10 @@ static int choose(struct header *h, const struct block_create *c, struct error *
 		return bad(e, NULL, "an external data file cannot be encrypted");
 	if (c->encrypt && c->version == 2)
 		return bad(e, "use version 3", "version 2 has no such encryption");
-	if (c->preallocate)
-		return bad(e, "use raw", "preallocation is not supported");
+	if (c->preallocate && c->backing_path)
+		return bad(e, NULL, "preallocated clusters would hide the backing file");
+	if (c->preallocate && (c->encrypt || c->data_path))
+		return bad(e, NULL, "an image that is encrypted, or has a data file, is not preallocated");
 	h->cluster_bits = (unsigned)__builtin_ctz(cluster);
 	h->refcount_order = (unsigned)__builtin_ctz(bits);
 	h->size_bytes = c->size_bytes;

@@ -296,5 +296,5 @@ static const struct node_ops qcow2_ops = {
 
 const struct driver qcow2_driver = {
 	.name = "qcow2", .suffix = ".qcow2", .ops = &qcow2_ops, .probe = qcow2_probe, .co_open = qcow2_open,
-	.co_create = qcow2_create,
+	.co_create = qcow2_create, .co_preallocate = qcow2_preallocate,
 };

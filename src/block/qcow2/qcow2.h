@@ -311,6 +311,7 @@ int qcow2_check(struct node *n, unsigned repair, struct block_check *c, struct e
 
 /* --- create.c, resize.c --- */
 int qcow2_create(struct node *file, const struct block_create *c, struct error *e);
+int qcow2_preallocate(struct node *n, enum block_preallocate how, struct error *e);
 int qcow2_resize(struct node *n, uint64_t size_bytes, unsigned flags, struct error *e);
 int l1_grow(struct qcow2 *q, uint32_t entries);
 
