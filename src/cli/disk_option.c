@@ -84,7 +84,7 @@ static const struct disk_option rows[] = {
 	{ "ephemeral", NULL, set_ephemeral },
 	{ "key-file", "FILE", set_key },
 	{ "ask-key", NULL, ask_key },
-	{ "bus", "virtio|scsi", set_bus },
+	{ "bus", "virtio|scsi|nvme", set_bus },
 	{ "serial", "TEXT", set_serial },
 	{ "cache", "writeback|writethrough", set_cache },
 	{ "block-size", "512|4096", set_block_size },

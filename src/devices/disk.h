@@ -8,7 +8,7 @@
 #define DISK_SERIAL_MAX 20u		/* bytes; what all buses can carry */
 #define DISK_BLOCK_MAX (64u << 10)	/* of physical_bytes */
 
-enum disk_bus { DISK_VIRTIO, DISK_SCSI, DISK_BUSES };
+enum disk_bus { DISK_VIRTIO, DISK_SCSI, DISK_NVME, DISK_BUSES };
 
 /* Zeroed memory is the defaults.  Read while the device is made; strings stay the caller's. */
 struct disk_traits {

@@ -13,6 +13,7 @@
 
 #include "devices/firmware/acpi_hotplug.h"
 #include "devices/firmware/acpi_pm.h"
+#include "devices/nvme/nvme.h"
 #include "devices/pci/pci.h"
 #include "devices/virtio/blk.h"
 #include "devices/virtio/scsi.h"
@@ -27,6 +28,7 @@ struct board_disk {
 	struct block *block;		/* NULL: a device without a disk */
 	enum disk_bus bus;
 	struct virtio_blk *virtio;
+	struct nvme *nvme;
 	unsigned slot;			/* PCI */
 	unsigned target;		/* of board->scsi */
 	void (*removed)(void *opaque, int ret);		/* it is being removed */
@@ -75,6 +77,26 @@ static void pci_remove(struct board_disk *d) { acpi_hotplug_request(d->board->ho
 static void virtio_take(struct board_disk *d) { virtio_blk_remove(d->virtio, disk_removed, d); }
 static void virtio_resized(struct board_disk *d) { virtio_blk_resized(d->virtio); }
 
+/* --- NVMe: a PCI function each --- */
+
+static int nvme_add(struct board_disk *d, const struct board_disk_config *c, struct error *e)
+{
+	struct board *b = d->board;
+	int ret = d->nvme ? 0 : nvme_new(&d->nvme, b->pci, b->map, b->loop, d->block, &c->traits, e);
+
+	if (ret)
+		return ret;
+	d->slot = nvme_slot(d->nvme);
+	if (!b->hot_slots)
+		return 0;
+	nvme_insert(d->nvme, d->block, &c->traits);
+	acpi_hotplug_insert(b->hotplug, d->slot);
+	return 0;
+}
+
+static void nvme_take(struct board_disk *d) { nvme_remove(d->nvme, disk_removed, d); }
+static void nvme_disk_resized(struct board_disk *d) { nvme_resized(d->nvme); }
+
 /* --- SCSI: the adapter comes with its first disk, and needs nobody's leave --- */
 
 static int scsi_add(struct board_disk *d, const struct board_disk_config *c, struct error *e)
@@ -106,6 +128,7 @@ static const struct bus_ops {
 } buses[DISK_BUSES] = {
 	[DISK_VIRTIO] = { virtio_add, pci_remove, virtio_take, virtio_resized },
 	[DISK_SCSI] = { scsi_add, scsi_remove, NULL, scsi_resized },
+	[DISK_NVME] = { nvme_add, pci_remove, nvme_take, nvme_disk_resized },
 };
 
 /* --- adding and removing --- */

@@ -9,7 +9,8 @@
 
 static const char *const console_names[VM_CONSOLE_KINDS] = { "stdio", "none", "file" };
 
-const char *const vm_bus_names[DISK_BUSES + 1] = { [DISK_VIRTIO] = "virtio", [DISK_SCSI] = "scsi" };
+const char *const vm_bus_names[DISK_BUSES + 1] = { [DISK_VIRTIO] = "virtio", [DISK_SCSI] = "scsi",
+						  [DISK_NVME] = "nvme" };
 
 json_t *vm_disk_encode(const struct vm_disk *d)
 {
