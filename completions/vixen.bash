@@ -126,11 +126,11 @@ _vixen()
 		COMPREPLY=($(compgen -W "--format --help $(_vixen_vms)" -- "$cur")) ;;
 	stop) [ "$prev" = --timeout ] || COMPREPLY=($(compgen -W "--now --timeout --help $(_vixen_vms)" -- "$cur")) ;;
 	disk) case $COMP_CWORD in
-	      2) COMPREPLY=($(compgen -W 'attach detach list --help' -- "$cur")) ;;
+	      2) COMPREPLY=($(compgen -W 'attach detach list throttle --help' -- "$cur")) ;;
 	      *) case $prev in
 		 --format) COMPREPLY=($(compgen -W 'table json' -- "$cur")) ;;
-		 --timeout) ;;
-		 *) COMPREPLY=($(compgen -W "--timeout --format --help $(_vixen_vms)" -- "$cur") $(compgen -f -- "$cur")) ;;
+		 --timeout | --iops | --bps | --iops-burst | --bps-burst | --group) ;;
+		 *) COMPREPLY=($(compgen -W "--timeout --format --iops --bps --iops-burst --bps-burst --group --help $(_vixen_vms)" -- "$cur") $(compgen -f -- "$cur")) ;;
 		 esac ;;
 	      esac ;;
 	pause | resume) COMPREPLY=($(compgen -W "--help $(_vixen_vms)" -- "$cur")) ;;

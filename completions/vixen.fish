@@ -48,7 +48,12 @@ complete -c vixen -n $serve -f -l read-only -d 'Refuse writes'
 complete -c vixen -n $serve -x -l disk-format -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Of the file'
 complete -c vixen -n $serve -f -l once -d 'End when the last client has left'
 complete -c vixen -n '__fish_seen_subcommand_from list status doctor' -x -l format -a 'table json' -d Output
-complete -c vixen -n '__fish_seen_subcommand_from disk' -f -a 'attach detach list'
+complete -c vixen -n '__fish_seen_subcommand_from disk' -f -a 'attach detach list throttle'
+complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l iops -d 'Requests in a second'
+complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l bps -d 'Bytes in a second'
+complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l iops-burst -d 'Requests at once'
+complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l bps-burst -d 'Bytes at once'
+complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l group -d 'Of disks'
 complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l timeout -d 'How long the guest may take'
 complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l format -a 'table json' -d Output
 complete -c vixen -n '__fish_seen_subcommand_from status stop pause resume' -f -a "(vixen list 2>/dev/null | tail -n +2 | string replace -r ' .*' '')"

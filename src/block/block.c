@@ -23,9 +23,21 @@ static int user_result(struct block *b, int ret)
 	if (ret != -ENOSPC && ret != -EDQUOT && ret != -EFBIG)
 		return ret;
 	if (!b->full_logged)
-		log_warn("disk '%s': no space left on the host; the guest sees write errors", b->root->path);
+		log_warn("disk '%s': no space left on the host; %s", b->root->path,
+			 b->on_full ? "the VM is paused until space was made and it is resumed" : "the guest sees write errors");
 	b->full_logged = true;
 	return -ENOSPC;
+}
+
+/* A flush that failed may have dropped what it should have written: trying again would hide that. */
+static bool stick(struct block *b, struct request *r, int ret)
+{
+	if (ret != -ENOSPC || !b->on_full || (r->kind != WRITE && r->kind != ZEROES && r->kind != DISCARD))
+		return false;
+	r->next = b->stuck;
+	b->stuck = r;
+	b->on_full(b->full_opaque);
+	return true;
 }
 
 static void request_done(void *opaque, int ret)
@@ -33,7 +45,10 @@ static void request_done(void *opaque, int ret)
 	struct request *r = opaque;
 	struct block *b = r->b;
 
-	r->done(r->opaque, user_result(b, ret));
+	ret = user_result(b, ret);
+	if (stick(b, r, ret))
+		return;
+	r->done(r->opaque, ret);
 	request_free(b, r);
 	if (!--b->in_flight)
 		block_idle(b);
@@ -68,6 +83,12 @@ static void submit(struct block *b, const struct request *what)
 	}
 	*r = *what;
 	r->b = b;
+	if (!b->throttle || throttle_admit(b->throttle, r))
+		block_admitted(b, r);
+}
+
+void block_admitted(struct block *b, struct request *r)
+{
 	if (!b->held) {
 		dispatch(b, r);
 		return;
@@ -177,6 +198,31 @@ void block_status(struct block *b, uint64_t offset, uint64_t len, unsigned depth
 	else
 		submit(b, &(struct request){ .kind = STATUS, .offset = offset, .len = len, .flags = depth_max,
 					     .status = out, .done = done, .opaque = opaque });
+}
+
+/* --- no space --- */
+
+void block_on_full(struct block *b, void (*full)(void *opaque), void *opaque)
+{
+	b->on_full = full;
+	b->full_opaque = opaque;
+	if (!full)
+		block_retry(b);
+}
+
+void block_retry(struct block *b)
+{
+	struct request *r = b->stuck;
+
+	b->stuck = NULL;
+	b->full_logged = false;
+	while (r) {
+		struct request *next = r->next;
+
+		b->in_flight--;		/* dispatch() counts it again */
+		dispatch(b, r);
+		r = next;
+	}
 }
 
 /* --- gathering and holding back --- */

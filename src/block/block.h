@@ -192,6 +192,26 @@ void block_status(struct block *b, uint64_t offset, uint64_t len, unsigned depth
 void block_plug(struct block *b);
 void block_unplug(struct block *b);
 
+/* --- limits --- */
+
+struct block_limits {
+	uint64_t iops, bps;		/* requests and bytes of data in a second; 0: no limit */
+	uint64_t iops_burst, bps_burst;	/* so many at once after a pause; 0: what comes in a tenth of a second */
+};
+/* What some disks of a loop have together, or one by itself.  Counted: new and each disk hold a reference. */
+struct block_group *block_group_new(struct loop *l);	/* no limits yet; NULL: no memory */
+void block_group_put(struct block_group *g);
+void block_group_limit(struct block_group *g, const struct block_limits *l);	/* from now on, also for what waits */
+/* Reads, writes, zeroes and discards of b pass the limits of both, NULL: none; zeroes and discards count as requests
+ * without data.  In order, once one has to wait.  -ENOMEM. */
+int block_throttle(struct block *b, struct block_group *own, struct block_group *shared);
+
+/* With `full` set, what fails because the host has no space left (or the file may grow no more) is kept, as if still
+ * under way, and full runs for each; block_retry() tries all of it again.  A flush is not kept.  Setting NULL tries once
+ * more and lets what then fails fail. */
+void block_on_full(struct block *b, void (*full)(void *opaque), void *opaque);
+void block_retry(struct block *b);
+
 /* Holds back: requests from here on wait in order, and done runs when none is under way.  Calls nest; each is paired
  * with a release, unless done reports -ENOMEM.  For whoever changes the stack under a running disk. */
 void block_hold(struct block *b, block_done_fn *done, void *opaque);

@@ -31,10 +31,21 @@ struct block {
 	struct block_env *env;		/* the root's; a reference */
 	unsigned in_flight, plugged, held;
 	bool full_logged;
+	struct throttle *throttle;	/* NULL: no limits */
+	void (*on_full)(void *opaque);	/* NULL: the caller of a request sees -ENOSPC */
+	void *full_opaque;
+	struct request *stuck;		/* until there is space; under way, as far as others can see */
 	struct request *waiting, **waiting_tail;	/* while held */
 	struct request *idle;		/* free structs */
 	struct holder *holders;		/* wait until nothing is under way */
 };
+
+/* throttle.c */
+struct throttle;
+bool throttle_admit(struct throttle *t, struct request *r);	/* false: it comes back by block_admitted() */
+bool throttle_waiting(const struct throttle *t);
+void throttle_free(struct throttle *t);
+void block_admitted(struct block *b, struct request *r);
 
 void block_idle(struct block *b);		/* the last request under way ended */
 void block_co_idle(struct block *b);		/* waits for that, once */

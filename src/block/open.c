@@ -110,8 +110,11 @@ static int close_main(void *opaque)
 {
 	struct block *b = opaque;
 
+	block_throttle(b, NULL, NULL);	/* what waits may go */
+	block_on_full(b, NULL, NULL);	/* and what is stuck fails */
 	while (b->in_flight)	/* a completion may submit more */
 		block_co_idle(b);
+	throttle_free(b->throttle);
 	ASSERT(!b->waiting && !b->held && !b->plugged);
 	return node_co_close(b->root);
 }

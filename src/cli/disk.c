@@ -218,12 +218,69 @@ static int disk_detach(int argc, char **argv)
 	return ret ? failed(&e) : EXIT_OK;
 }
 
+/* --- throttle --- */
+
+struct throttle_ask { struct disk_ask ask; const char *group; struct vm_limits limits; };
+
+static bool set_limit(struct throttle_ask *t, uint64_t *out, const char *option, const char *v, bool bytes)
+{
+	if ((bytes ? size_parse(v, out) : number_parse(v, 1ull << 40, out)) && *out <= 1ull << 40)
+		return true;
+	return usage_error(t->ask.verb, "--%s '%s' is not a %s, or 0 for no limit", option, v, bytes ? "size such as 10M" : "number");
+}
+static bool set_iops(void *o, const char *v)
+{
+	return set_limit(o, &((struct throttle_ask *)o)->limits.iops, "iops", v, false);
+}
+static bool set_bps(void *o, const char *v)
+{
+	return set_limit(o, &((struct throttle_ask *)o)->limits.bps, "bps", v, true);
+}
+static bool set_iops_burst(void *o, const char *v)
+{
+	return set_limit(o, &((struct throttle_ask *)o)->limits.iops_burst, "iops-burst", v, false);
+}
+static bool set_bps_burst(void *o, const char *v)
+{
+	return set_limit(o, &((struct throttle_ask *)o)->limits.bps_burst, "bps-burst", v, true);
+}
+static bool set_group(void *o, const char *v)
+{
+	((struct throttle_ask *)o)->group = v;
+	((struct throttle_ask *)o)->ask.takes_disk = NULL;
+	return true;
+}
+
+static int disk_throttle(int argc, char **argv)
+{
+	static const struct option_row options[] = {
+		{ "iops", "NUMBER", "requests in a second (default 0: no limit)", set_iops },
+		{ "bps", "BYTES", "bytes in a second, such as 10M (default 0: no limit)", set_bps },
+		{ "iops-burst", "NUMBER", "requests at once after a pause (default: those of a tenth of a second)", set_iops_burst },
+		{ "bps-burst", "BYTES", "bytes at once after a pause (default: those of a tenth of a second)", set_bps_burst },
+		{ "group", "NAME", "the limits that all disks of this group share; instead of DISK", set_group },
+		{ 0 } };
+	static const struct command c = { .verb = "disk throttle", .usage = "disk throttle VM DISK|--group NAME [OPTIONS]",
+		.about = "Sets a disk's limits, or a group's. What is not given is not limited any more.", .options = options,
+		.argument = set_argument };
+	struct throttle_ask t = { .ask = { .verb = c.verb, .takes_disk = "disk" } };
+	struct error e = { 0 };
+	int ret = disk_parse(&c, &t.ask, argc, argv);
+
+	if (ret >= 0)
+		return ret;
+	ret = control_ask(t.ask.vm, CONTROL_disk_throttle, json_pack("{s:s*, s:s*, s:o}", "name", t.ask.disk, "group", t.group,
+			  "limits", vm_limits_encode(&t.limits)), NULL, NULL, NULL, &e);
+	return ret ? failed(&e) : EXIT_OK;
+}
+
 /* --- the table --- */
 
 static const struct disk_verb { const char *name, *summary; int (*run)(int argc, char **argv); } verbs[] = {
 	{ "attach", "plug one in", disk_attach },
 	{ "detach", "take one away", disk_detach },
 	{ "list", "list them", disk_list },
+	{ "throttle", "limit what one may take of the host", disk_throttle },
 };
 #define VERBS (sizeof verbs / sizeof *verbs)
 

@@ -78,6 +78,21 @@ static bool set_bytes(uint32_t *out, const char *v)
 static bool set_block_size(struct vm_disk *d, const char *v) { return set_bytes(&d->logical_bytes, v); }
 static bool set_physical(struct vm_disk *d, const char *v) { return set_bytes(&d->physical_bytes, v); }
 
+static bool set_number(uint64_t *out, const char *v, bool bytes)
+{
+	return (bytes ? size_parse(v, out) : number_parse(v, 1ull << 40, out)) && *out && *out <= 1ull << 40;
+}
+static bool set_iops(struct vm_disk *d, const char *v) { return set_number(&d->limits.iops, v, false); }
+static bool set_bps(struct vm_disk *d, const char *v) { return set_number(&d->limits.bps, v, true); }
+static bool set_iops_burst(struct vm_disk *d, const char *v) { return set_number(&d->limits.iops_burst, v, false); }
+static bool set_bps_burst(struct vm_disk *d, const char *v) { return set_number(&d->limits.bps_burst, v, true); }
+
+static bool set_group(struct vm_disk *d, const char *v)
+{
+	d->group = v;
+	return *v;
+}
+
 static const struct disk_option rows[] = {
 	{ "format", "raw|qcow2|luks|vmdk|vhdx|vdi", set_format },
 	{ "readonly", NULL, set_readonly },
@@ -89,13 +104,18 @@ static const struct disk_option rows[] = {
 	{ "cache", "writeback|writethrough", set_cache },
 	{ "block-size", "512|4096", set_block_size },
 	{ "physical-block-size", "BYTES", set_physical },
+	{ "iops", "NUMBER", set_iops },
+	{ "bps", "BYTES", set_bps },
+	{ "iops-burst", "NUMBER", set_iops_burst },
+	{ "bps-burst", "BYTES", set_bps_burst },
+	{ "group", "NAME", set_group },
 };
 #define ROWS (sizeof rows / sizeof *rows)
 
 static bool unknown(const char *verb, const char *option, const char *word)
 {
 	const char *names[ROWS + 1] = { 0 }, *near;
-	char list[256] = "", name[32];
+	char list[320] = "", name[32];
 
 	for (unsigned i = 0; i < ROWS; i++) {
 		names[i] = rows[i].name;

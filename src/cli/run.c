@@ -239,7 +239,8 @@ static const struct option_row options[] = {
 	  set_append },
 	{ "firmware", "bios|uefi|FILE", "boot through firmware (not in this version)", set_firmware },
 	{ "disk", DISK_OPTION_FORM, "a disk, with format=FORMAT, readonly, ephemeral (writes are forgotten at the end), key-file=FILE,\n"
-	  "bus=virtio|scsi|nvme, serial=TEXT, cache=writeback|writethrough, block-size=512|4096, physical-block-size=BYTES", set_disk },
+	  "bus=virtio|scsi|nvme, serial=TEXT, cache=writeback|writethrough, block-size=512|4096, physical-block-size=BYTES;\n"
+	  "limits for a second: iops=NUMBER, bps=BYTES, iops-burst=, bps-burst=, group=NAME shares them", set_disk },
 	{ "cdrom", "FILE", "a CD-ROM drive with this ISO image in it", set_cdrom },
 	{ "net", "user[,forward=HOST:GUEST]...|none", "a network card on NAT, with port forwards (default user)", set_net },
 	{ "console", "stdio|none|file:PATH", "where the first serial port goes (default stdio)", set_console },

@@ -150,6 +150,9 @@ int verb_status(int argc, char **argv)
 	}
 	json_unpack(s, "{s:s, s:s, s:i, s:I, s:I, s:i}", "state", &state, "engine", &engine, "cpus", &cpus, "memory_bytes",
 		    &memory, "uptime_s", &uptime, "pid", &pid);
+	const char *reason = json_string_value(json_object_get(s, "reason"));
+	if (reason)
+		printf("paused  %s; make space there, then: vixen resume %s\n", reason, a.name);
 	printf("name    %s\nstate   %s, for %lld s\nengine  %s\nCPUs    %d\nmemory  %lld MiB\nprocess %d\n", a.name, state,
 	       (long long)uptime, engine, cpus, (long long)memory >> 20, pid);
 	disks_show(s);

@@ -32,6 +32,7 @@ void control_progress(struct control_call *call, uint64_t done, uint64_t total);
 /* The handlers, one for each verb (control_verbs.c). arguments: the caller's, for as long as the handler runs. */
 typedef void control_handler_fn(struct vm *vm, struct control_call *call, json_t *arguments);
 control_handler_fn verb_disk_attach, verb_disk_detach;		/* disks.c */
+control_handler_fn verb_disk_throttle;				/* limits.c */
 extern control_handler_fn *const control_handlers[CONTROL_VERBS];
 
 #endif

@@ -22,6 +22,12 @@
 
 /* --- those it starts with --- */
 
+static int disk_start(struct vm_slot *s, struct error *e)
+{
+	space_watch(s);
+	return limits_start(s, e);
+}
+
 int disks_open(struct vm *vm, struct error *e)
 {
 	int ret = 0;
@@ -30,6 +36,7 @@ int disks_open(struct vm *vm, struct error *e)
 		struct vm_slot *s = &vm->disk[i];
 		struct block_options o = { 0 };
 
+		s->vm = vm;
 		s->spec = vm->config->disk[i];
 		o.format = s->spec.format;
 		o.secret_file = s->spec.key_file;
@@ -37,6 +44,8 @@ int disks_open(struct vm *vm, struct error *e)
 		snprintf(s->name, sizeof s->name, "disk%u", i);
 		ret = block_open_with(&s->block, vm->loop, s->spec.path, &o, e);
 		s->state = ret ? DISK_FREE : DISK_PLUGGED;
+		if (!ret)
+			ret = disk_start(s, e);
 	}
 	return ret;
 }
@@ -66,6 +75,7 @@ static int disk_plug(struct vm *vm, struct vm_slot *s, struct error *e)
 
 static void disk_free(struct vm *vm, struct vm_slot *s)
 {
+	limits_drop(s);
 	json_decref(s->owner);
 	*s = (struct vm_slot){ .state = DISK_FREE };
 }
@@ -78,6 +88,7 @@ static void disk_close(struct vm_slot *s)
 		fprintf(stderr, "vixen: close disk '%s' failed: %s; check the file system that holds the image\n", s->spec.path,
 			strerror(-ret));
 	s->block = NULL;
+	limits_drop(s);
 }
 
 /* A guest that resets has given up what it was asked for. */
@@ -117,6 +128,7 @@ static void on_flushed(void *opaque, int ret)
 
 void disks_flush(struct vm *vm)
 {
+	limits_end(vm);
 	for (unsigned i = 0; i < VM_DISKS_MAX; i++) {
 		struct vm_slot *s = &vm->disk[i];
 
@@ -171,11 +183,13 @@ json_t *disks_json(struct vm *vm)
 
 		if (s->state != DISK_PLUGGED && s->state != DISK_LEAVING)
 			continue;
-		json_array_append_new(list, json_pack("{s:s, s:o*, s:s, s:s, s:I, s:b, s:b}", "name", s->name, "path",
+		json_t *j = json_pack("{s:s, s:o*, s:s, s:s, s:I, s:b, s:b}", "name", s->name, "path",
 						      json_string(s->spec.path), "format", block_format(s->block), "bus",
 						      s->spec.cdrom ? "cdrom" : vm_bus_names[s->spec.bus], "size_bytes",
 						      (json_int_t)block_size(s->block), "readonly", block_readonly(s->block),
-						      "ephemeral", s->spec.ephemeral));
+						      "ephemeral", s->spec.ephemeral);
+		limits_json(s, j);
+		json_array_append_new(list, j);
 	}
 	return list;
 }
@@ -212,6 +226,8 @@ static void attach_main(void *opaque)
 	struct error e = { 0 };
 	int ret = attach_open(a, &e);
 
+	if (!ret)
+		ret = disk_start(s, &e);
 	if (!ret)
 		ret = a->vm->board ? disk_plug(a->vm, s, &e) : 0;	/* none: the next one gets it */
 	if (ret) {
@@ -263,6 +279,7 @@ static struct vm_slot *slot_take(struct vm *vm)
 	if (s == vm->disk + VM_DISKS_MAX)
 		return NULL;
 	s->state = DISK_OPENING;
+	s->vm = vm;
 	snprintf(s->name, sizeof s->name, "disk%u", (unsigned)(s - vm->disk));
 	return s;
 }
@@ -301,6 +318,10 @@ static void detach_close(void *opaque)
 	struct vm *vm = s->vm;
 	struct control_call *call = s->call;
 	struct error e = { 0 };
+	block_on_full(s->block, NULL, NULL);
+	block_throttle(s->block, NULL, NULL);
+	if (vm->full == s)
+		vm->full = NULL;
 	int ret = block_co_flush(s->block), close_ret = block_close(s->block);
 
 	if (ret || close_ret)
@@ -387,7 +408,6 @@ void verb_disk_detach(struct vm *vm, struct control_call *call, json_t *argument
 		control_fail(call, ret, &e);
 		return;
 	}
-	s->vm = vm;
 	s->call = call;
 	s->state = DISK_LEAVING;
 	loop_timer_set(s->timer, clock_now_ns() + (uint64_t)(timeout < 1 ? 1 : timeout > 86400 ? 86400 : timeout) * 1000000000u);

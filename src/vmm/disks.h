@@ -15,15 +15,25 @@ struct board_disk;
 /* From PLUGGED on a disk is found by its name. */
 enum disk_state { DISK_FREE, DISK_OPENING, DISK_CLOSING, DISK_PLUGGED, DISK_LEAVING };
 
+struct vm_group {
+	char name[VM_GROUP_NAME_MAX + 1];
+	struct block_group *shared;	/* NULL: unused */
+	struct vm_limits limits;
+	unsigned disks;
+};
+
 struct vm_slot {
 	enum disk_state state;
-	char name[12];
+	char name[16];
 	struct vm_disk spec;
 	json_t *owner;			/* of its strings; NULL: the configuration */
 	struct block *block;
 	struct board_disk *place;	/* on the board; NULL: there is none */
-	/* LEAVING and CLOSING */
 	struct vm *vm;
+	struct block_group *own;	/* limits.c; NULL: never had limits of its own */
+	struct vm_limits limits;
+	struct vm_group *group;
+	/* LEAVING and CLOSING */
 	struct control_call *call;
 	struct loop_timer *timer;
 };
@@ -35,5 +45,13 @@ void disks_close(struct vm *vm);	/* the board is gone */
 struct vm_slot *disk_find(struct vm *vm, const char *name);	/* NULL: none */
 void disk_resized(struct vm_slot *s);	/* block_size() has changed: the guest is told */
 json_t *disks_json(struct vm *vm);
+
+/* limits.c */
+int limits_start(struct vm_slot *s, struct error *e);	/* those of its spec; s->block is open */
+void limits_drop(struct vm_slot *s);			/* s->block is closed */
+void limits_json(const struct vm_slot *s, json_t *j);
+void limits_end(struct vm *vm);		/* all of them, and what waits for space fails */
+void space_watch(struct vm_slot *s);	/* the VM pauses when the host has no space for it */
+void space_retry(struct vm *vm);
 
 #endif

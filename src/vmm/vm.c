@@ -24,6 +24,7 @@
 void vm_interrupt(struct vm *vm)
 {
 	vm->interrupted = true;
+	limits_end(vm);		/* nothing that waits for the host's disk shall hold it up */
 	if (vm->board)
 		board_stop(vm->board);
 }
@@ -133,6 +134,7 @@ int vm_new(struct vm **out, const struct vm_config *c, int console_fd, int contr
 		return error_set(e, ENOMEM, NULL, "start the VM", "out of memory");
 	vm->config = c;
 	vm->console_file = vm->signals = -1;
+	vm->watch_space = control_fd >= 0;
 	if (!(vm->loop = loop_new())) {
 		ret = error_errno(e, errno, "raise the limit on open files", "make an event loop");
 		goto fail;

@@ -12,12 +12,19 @@ static const char *const console_names[VM_CONSOLE_KINDS] = { "stdio", "none", "f
 const char *const vm_bus_names[DISK_BUSES + 1] = { [DISK_VIRTIO] = "virtio", [DISK_SCSI] = "scsi",
 						  [DISK_NVME] = "nvme" };
 
+json_t *vm_limits_encode(const struct vm_limits *l)
+{
+	return json_pack("{s:I, s:I, s:I, s:I}", "iops", (json_int_t)l->iops, "bps", (json_int_t)l->bps, "iops_burst",
+			 (json_int_t)l->iops_burst, "bps_burst", (json_int_t)l->bps_burst);
+}
+
 json_t *vm_disk_encode(const struct vm_disk *d)
 {
-	return json_pack("{s:s, s:b, s:s, s:s*, s:s*, s:b, s:b, s:s*, s:b, s:i, s:i}", "bus", vm_bus_names[d->bus], "cdrom",
-			 d->cdrom, "path", d->path, "format", d->format, "key_file", d->key_file, "readonly",
+	return json_pack("{s:s, s:b, s:s, s:s*, s:s*, s:b, s:b, s:s*, s:b, s:i, s:i, s:s*, s:o}", "bus", vm_bus_names[d->bus],
+			 "cdrom", d->cdrom, "path", d->path, "format", d->format, "key_file", d->key_file, "readonly",
 			 d->readonly, "ephemeral", d->ephemeral, "serial", d->serial, "write_through", d->write_through,
-			 "logical_bytes", (int)d->logical_bytes, "physical_bytes", (int)d->physical_bytes);
+			 "logical_bytes", (int)d->logical_bytes, "physical_bytes", (int)d->physical_bytes, "group", d->group,
+			 "limits", vm_limits_encode(&d->limits));
 }
 
 static json_t *encode_disks(const struct vm_config *c)
@@ -84,12 +91,27 @@ int vm_disk_check(const struct vm_disk *d, struct error *e)
 	if (d->serial && (!*d->serial || strlen(d->serial) > DISK_SERIAL_MAX || !printable(d->serial)))
 		return error_set(e, EINVAL, "shorten it", what, "serial '%.40s' is not 1 to %u printable ASCII characters",
 				 d->serial, DISK_SERIAL_MAX);
+	if (d->group && (!*d->group || strlen(d->group) > VM_GROUP_NAME_MAX || !printable(d->group)))
+		return error_set(e, EINVAL, "shorten it", what, "group '%.40s' is not 1 to %d printable ASCII characters",
+				 d->group, VM_GROUP_NAME_MAX);
 	if (logical != 512 && logical != 4096)
 		return error_set(e, EINVAL, "leave it out", what, "a logical block size of %u is neither 512 nor 4096",
 				 logical);
 	if (physical && (physical & (physical - 1) || physical < logical || physical > DISK_BLOCK_MAX))
 		return error_set(e, EINVAL, "leave it out", what, "a physical block size of %u is no power of two from "
 				 "the logical one to %u", physical, DISK_BLOCK_MAX);
+	return 0;
+}
+
+int vm_limits_decode(struct vm_limits *l, json_t *j, struct error *e)
+{
+	json_int_t v[4] = { 0 };
+	if (j && json_unpack(j, "{s?I, s?I, s?I, s?I}", "iops", &v[0], "bps", &v[1], "iops_burst", &v[2], "bps_burst", &v[3]))
+		return refuse(e, "a limit is no number");
+	for (unsigned i = 0; i < 4; i++)
+		if (v[i] < 0 || v[i] > 1ll << 48)
+			return refuse(e, "a limit is out of range");
+	*l = (struct vm_limits){ (uint64_t)v[0], (uint64_t)v[1], (uint64_t)v[2], (uint64_t)v[3] };
 	return 0;
 }
 
@@ -108,8 +130,9 @@ int vm_disk_decode(struct vm_disk *d, json_t *j, struct error *e)
 {
 	const char *bus = "virtio";
 	int cdrom = 0, readonly = 0, ephemeral = 0, write_through = 0, logical = 0, physical = 0;
-	if (json_unpack(j, "{s?s, s?b, s:s, s?s, s?s, s?b, s?b, s?s, s?b, s?i, s?i}", "bus", &bus, "cdrom", &cdrom,
-			"path", &d->path, "format", &d->format, "key_file", &d->key_file,
+	json_t *limits = NULL;
+	if (json_unpack(j, "{s?s, s?o, s?s, s?b, s:s, s?s, s?s, s?b, s?b, s?s, s?b, s?i, s?i}", "group", &d->group, "limits",
+			&limits, "bus", &bus, "cdrom", &cdrom, "path", &d->path, "format", &d->format, "key_file", &d->key_file,
 			"readonly", &readonly, "ephemeral", &ephemeral, "serial", &d->serial, "write_through",
 			&write_through, "logical_bytes", &logical, "physical_bytes", &physical) || logical < 0 || physical < 0)
 		return refuse(e, "a disk has no path, or a field of the wrong type");
@@ -120,6 +143,8 @@ int vm_disk_decode(struct vm_disk *d, json_t *j, struct error *e)
 	d->logical_bytes = (uint32_t)logical;
 	d->physical_bytes = (uint32_t)physical;
 	int ret = decode_bus(d, bus, e);
+	if (!ret)
+		ret = vm_limits_decode(&d->limits, limits, e);
 	return ret ? ret : vm_disk_check(d, e);
 }
 

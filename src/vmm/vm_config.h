@@ -24,6 +24,10 @@
 
 enum vm_console { VM_CONSOLE_STDIO, VM_CONSOLE_NONE, VM_CONSOLE_FILE, VM_CONSOLE_KINDS };
 
+#define VM_GROUP_NAME_MAX 31
+
+struct vm_limits { uint64_t iops, bps, iops_burst, bps_burst; };	/* as struct block_limits */
+
 struct vm_disk {
 	const char *path, *format;	/* format NULL: probe */
 	const char *key_file;		/* with the passphrase of an encrypted disk */
@@ -33,6 +37,8 @@ struct vm_disk {
 	const char *serial;		/* NULL: one by its place */
 	bool write_through;
 	uint32_t logical_bytes, physical_bytes;	/* 0: default */
+	struct vm_limits limits;	/* of the group, if there is one, else its own */
+	const char *group;		/* NULL: none */
 };
 struct vm_net {
 	unsigned nforwards;
@@ -68,6 +74,8 @@ extern const char *const vm_bus_names[DISK_BUSES + 1];	/* "virtio", ...; NULL at
 /* One disk alone. j: borrowed, and owns d's strings. */
 json_t *vm_disk_encode(const struct vm_disk *d);		/* NULL: no memory, or strings that are no UTF-8 */
 int vm_disk_decode(struct vm_disk *d, json_t *j, struct error *e);
+json_t *vm_limits_encode(const struct vm_limits *l);
+int vm_limits_decode(struct vm_limits *l, json_t *j, struct error *e);		/* NULL: no limits */
 /* What a disk's own values allow; todo is for the option's user. */
 int vm_disk_check(const struct vm_disk *d, struct error *e);
 

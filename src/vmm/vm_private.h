@@ -11,6 +11,9 @@ struct vm {
 	const struct engine_ops *engine;
 	struct loop *loop;
 	struct vm_slot disk[VM_DISKS_MAX];
+	struct vm_group group[VM_DISKS_MAX];
+	struct vm_slot *full;		/* it is paused because the host has no space for this one; NULL: it is not */
+	bool watch_space;		/* pause rather than give the guest errors: there is a control socket to resume it by */
 	struct console *console;
 	int console_file, signals;
 	struct loop_fd *signal_watch;
