@@ -650,6 +650,29 @@ static enum insn_result zero_eight(struct block_build *b, bool all)
 	return INSN_NEXT;
 }
 
+/* FLDCW of a word that masks all exceptions: another would be the host's signal. The word is read once, as another vCPU
+ * may change it meanwhile. */
+static enum insn_result fldcw_translate(struct block_build *b, struct block_insn *bi)
+{
+	struct emitter *e = &b->e;
+	struct host_mem m;
+	unsigned spare;
+
+	if (!fp_allowed(b, &bi->in) || !mem_translatable(b, &bi->in))
+		return INSN_STEP;
+	fpu_check(b, bi);
+	b->addend_group = 0;
+	flags_park(b, bi, H_T1);
+	m = mem_translate(b, bi, 2, false, &spare);
+	emit_op_mem2(e, 0xb7, spare, m);				/* movzx spare, word */
+	emit_store(e, spare, hm_gs(OFF_HOT(save_value)));
+	e3(e, 0x41, 0xf7, 0xd0 | (spare & 7));				/* not spare */
+	e3(e, 0x41, 0xf7, 0xc0 | (spare & 7)), e_u32(e, 0x3f);		/* test spare, 0x3f */
+	block_stub(b, STUB_STEP, emit_jcc(e, CC_NE), bi->offset)->flags_saved = bi->live_in & FLAGS_ARITH;
+	emit_op_mem(e, false, 0xd9, 5, hm_gs(OFF_HOT(save_value)));	/* fldcw */
+	return INSN_NEXT;
+}
+
 static enum insn_result copy_checked(struct block_build *b, struct block_insn *bi)
 {
 	const struct insn *in = &bi->in;
@@ -678,6 +701,8 @@ enum insn_result insn_translate(struct block_build *b, struct block_insn *bi)
 	switch (in->op) {
 	case X86_NOP: case X86_PREFETCH:
 		return INSN_NEXT;
+	case X86_FLDCW:
+		return fldcw_translate(b, bi);
 	case X86_LEA:
 		return lea_translate(b, bi);
 	case X86_PUSH:
