@@ -153,6 +153,7 @@ void translate_counters(const struct vcpu *v, counter_fn *each, void *opaque)
 	each(opaque, "translated code", "blocks translated", t->count_blocks);
 	each(opaque, "translated code", "cache emptied", t->count_flushes);
 	each(opaque, "translated code", "pages written to", t->count_stale);
+	each(opaque, "translated code", "look-ups answered in place", t->count_quick);
 	for (unsigned i = 1; i < TEXIT_COUNT; i++)
 		each(opaque, "exits from translated code", names[i], t->count_exit[i]);
 }
@@ -410,7 +411,7 @@ void translate_run(struct vcpu *v)
 			d = code_run(v, host, fpu);
 			if (unlikely(v->s.rflags & FLAG_RF))
 				rf_settle(v, d, from);
-			mode = TMODE(v->tlb_mode, TMODE_FP(mode)) | (mode & TMODE_CODE32);	/* SYSCALL and others change it */
+			mode = tmode_now(v, mode);
 			t->return_mode = mode;
 			host = exit_handle(v, d, mode, &step, &fpu);
 			if (!step && (generation != t->generation || (jumped(v) && atomic_load(&v->request))))

@@ -82,6 +82,41 @@ static void emit_leave(struct emitter *e)
 	e1(e, 0xc3);
 }
 
+/* Asks lookup_quick() with the guest's state where it is; flags are parked, but may be wanted by an exit. What it finds takes the place of the address that the exit's CALL
+ * pushed, so that the host's CPU sees CALL and RET in pairs. */
+static void emit_quick(struct vcpu *v, struct emitter *e)
+{
+	static const uint8_t saved[] = { H_RAX /* flags */, H_RCX, H_RDX, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11 };
+	const unsigned n = sizeof saved;
+	uint8_t *none;
+
+	for (unsigned pass = 0; pass < 2; pass++) {
+		if (!pass) {
+			emit_push(e, H_RAX, false);
+			e1(e, 0x9f);				/* lahf */
+			e3(e, 0x0f, 0x90, 0xc0);		/* seto al */
+			for (unsigned i = 0; i < n; i++)	/* nothing there asks for an aligned stack */
+				emit_push(e, saved[i], false);
+			emit_op_reg(e, true, 0x89, H_T0, H_RSI);
+			emit_mov_imm(e, H_RDI, (uint64_t)(uintptr_t)v);
+			emit_mov_imm(e, H_RAX, (uint64_t)(uintptr_t)lookup_quick);
+			e2(e, 0xff, 0xd0);			/* call rax */
+			emit_op_reg(e, true, 0x85, H_RAX, H_RAX);
+			none = emit_jcc(e, CC_E);
+			emit_store(e, H_RAX, hm_base(H_RSP, (int32_t)(n + 1) * 8));
+		} else {
+			patch32(none, e->p);
+		}
+		for (unsigned i = n; i-- > 0; )
+			emit_push(e, saved[i], true);
+		e2(e, 0x04, 0x7f);				/* add al, 0x7f */
+		e1(e, 0x9e);					/* sahf */
+		emit_push(e, H_RAX, true);
+		if (!pass)
+			e1(e, 0xc3);
+	}
+}
+
 void trans_emit_trampolines(struct vcpu *v, struct emitter *e)
 {
 	struct trans_vcpu *t = trans_of(v);
@@ -93,6 +128,8 @@ void trans_emit_trampolines(struct vcpu *v, struct emitter *e)
 	emit_leave(e);
 	for (unsigned i = 1; i < TEXIT_COUNT; i++) {
 		t->exit_to[i] = e->p;
+		if (i == TEXIT_LOOKUP)
+			emit_quick(v, e);
 		emit_store(e, H_T0, hm_gs(OFF_HOT(t0)));
 		emit_store(e, H_T1, hm_gs(OFF_HOT(t1)));
 		emit_push(e, H_T1, true);

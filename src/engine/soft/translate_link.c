@@ -210,12 +210,15 @@ static struct tblock *resolve(struct vcpu *v, unsigned mode, bool parked)
 		vcpu_raise_error(v, EXC_GP, 0);
 	gpa = mem_fetch_gpa(v, rip);
 	global = mem_fetch_global(v, rip);
-	if (!block_crosses(v, gpa))
+	if (!block_crosses(v, gpa)) {
 		k = block_at(v, gpa, mode, HEAD_FULL, parked);
-	else if (!va_canonical(v, (rip | ~GUEST_PAGE_MASK) + 1) || (v->insn_mode == INSN_32 && rip >= 0xfffff000))
+		if (k)
+			lookup_note(v, rip, k->ram_page, global);
+	} else if (!va_canonical(v, (rip | ~GUEST_PAGE_MASK) + 1) || (v->insn_mode == INSN_32 && rip >= 0xfffff000)) {
 		return NULL;
-	else
+	} else {
 		k = block_crossing(v, gpa, crossing_gpa(v, rip, &global), mode);
+	}
 	if (k && t->fetch_epoch == interp_of(v)->fetch_epoch)
 		jump_cache_put(v, mode, rip, k, global);
 	return k;

@@ -11,6 +11,7 @@
  *   translate_link.c   how it is entered: heads, links between blocks
  *   translate_return.c the stacks of host return addresses
  *   translate_entry.c  the entry and exit trampolines
+ *   translate_quick.c  look-ups that need not leave translated code
  *   codecache.c        where blocks live, look-up, invalidation
  *
  * Guest registers in translated code: rax rcx rdx rbx rbp rsi rdi r8 r12 are themselves, rsp is in r13, r13-r15 in
@@ -154,7 +155,7 @@ struct trans_vcpu {
 	uint32_t inbox[INBOX_PAGES];
 	_Atomic uint32_t inbox_count;	/* > INBOX_PAGES: everything */
 	struct block_build *build;
-	uint64_t count_exit[TEXIT_COUNT], count_blocks, count_flushes, count_stale;
+	uint64_t count_exit[TEXIT_COUNT], count_quick, count_blocks, count_flushes, count_stale;
 };
 
 struct translator { unsigned fp_level; bool bmi2; };
@@ -167,6 +168,18 @@ static inline struct trans_vcpu *trans_of(struct vcpu *v) { return v->trans; }
 _Static_assert(sizeof(struct tlb_entry) == 1u << TLB_ENTRY_SHIFT, "translated code counts on it");
 #define OFF_TLB(m, w, f) (offsetof(struct vcpu, tlb) + ((m) * 2 + (unsigned)(w)) * sizeof(((struct vcpu *)0)->tlb[0][0]) + \
 			  offsetof(struct tlb_entry, f))
+
+/* The mode after an exit, or at one that is not made: SYSCALL and others change the TLB mode. */
+static inline unsigned tmode_now(const struct vcpu *v, unsigned entered)
+{
+	return TMODE(v->tlb_mode, TMODE_FP(entered)) | (entered & TMODE_CODE32);
+}
+
+/* --- translate_quick.c --- */
+/* For translated code: far_entry of the block at `rip`, which is in the jump cache from now on. NULL: leave. */
+const uint8_t *lookup_quick(struct vcpu *v, uint64_t rip);
+/* For C, after a look-up: where the page of rip lies, for lookup_quick(). */
+void lookup_note(struct vcpu *v, uint64_t rip, uint32_t ram_page, bool global);
 
 /* --- translate_entry.c --- */
 void trans_emit_trampolines(struct vcpu *v, struct emitter *e);
