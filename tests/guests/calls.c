@@ -221,6 +221,34 @@ static void pages(void)
 	map_page(page_a, 0), invlpg(GVA);
 }
 
+/* An instruction that goes on in a page that is another one now; its own has not been touched. */
+static void crossing(void)
+{
+	static const uint8_t head[] = { 0xb8, 0x11, 0x22 };
+	uint32_t (*f)(void) = (uint32_t (*)(void))(GVA + 0x1000 - sizeof head);	/* mov eax, ...; ret */
+	uint8_t *tail[2] = { page_alloc(), page_alloc() };
+	uint64_t *entry = page_entry(GVA + 0x1000, true);
+	bool ok = true;
+	memcpy(page_a + 0x1000 - sizeof head, head, sizeof head);
+	for (unsigned i = 0; i < 2; i++)
+		tail[i][0] = (uint8_t)i, tail[i][1] = 0x44, tail[i][2] = 0xc3;
+	for (unsigned i = 0; i < 100; i++) {
+		*entry = (uint64_t)tail[i / 2 & 1] | 3;
+		if (i & 1)
+			invlpg(GVA + 0x1000);
+		else
+			WRITE_CR(3, READ_CR(3));
+		for (unsigned k = 0; k < 3; k++)
+			ok &= f() == (0x44002211u | (i / 2 & 1) << 16);
+	}
+	for (unsigned i = 0; i < 100; i++) {
+		*entry = (uint64_t)tail[i & 1] | 3;
+		invlpg(GVA + 0x1000);
+		ok &= f() == (0x44002211u | (i & 1) << 16);
+	}
+	CHECK(ok, "an instruction whose second page is remapped");
+}
+
 /* One page at two addresses: which of them was called is seen by what CALL pushes. */
 static void aliases(void)
 {
@@ -333,6 +361,7 @@ int main(void)
 	addresses();
 	not_canonical();
 	pages();
+	crossing();
 	aliases();
 	modes();
 	kernel_returns();
