@@ -314,6 +314,28 @@ static void flags_insn(struct program *p)
 	}
 }
 
+/* Calls what moves a base and comes back. */
+static void call_insn(struct program *p)
+{
+	unsigned base = pick_base(p);
+
+	base = base == REG_RSP ? REG_RBX : base;
+	put(p, 0xe8), put32(p, 2), put(p, 0xeb), put(p, 8);	/* call f; jmp over f */
+	put(p, 0x48 | base >> 3), put(p, 0x81), put(p, 0xc0 | (base & 7)), put32(p, rnd(p, 3) ? rnd(p, 400) - 200 : 4096);
+	put(p, 0xc3);
+}
+
+/* Jumps over an access, or not. */
+static void skip_insn(struct program *p)
+{
+	unsigned from;
+
+	put(p, 0x70 | rnd(p, 16)), put(p, 0);
+	from = p->n;
+	access_insn(p);
+	p->b[from - 1] = (uint8_t)(p->n - from);
+}
+
 /* Three times the same, so that what missed at first hits later. */
 static void program_make(struct program *p, uint64_t seed)
 {
@@ -330,7 +352,7 @@ static void program_make(struct program *p, uint64_t seed)
 	mov_imm(p, REG_R8, pick_address(p));
 	mov_imm(p, REG_R14, pick_address(p));
 	for (unsigned i = 4 + rnd(p, 24); i; i--)
-		switch (rnd(p, 13)) {
+		switch (rnd(p, 15)) {
 		case 10: indexed_insn(p); break;
 		case 11: aligned_insn(p); break;
 		case 12: high_byte_insn(p); break;
@@ -338,6 +360,8 @@ static void program_make(struct program *p, uint64_t seed)
 		case 1: case 2: stack_insn(p); break;
 		case 3: flags_insn(p); break;
 		case 4: vector_insn(p); break;
+		case 13: call_insn(p); break;
+		case 14: skip_insn(p); break;
 		default: access_insn(p); break;
 		}
 	put(p, 0x49), put(p, 0xff), put(p, 0xcc);		/* dec r12 */
