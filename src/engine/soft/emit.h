@@ -11,8 +11,8 @@
 enum host_reg { H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11, H_R12, H_R13,
 		H_T0 /* r14 */, H_T1 /* r15 */, H_NONE = 0xff };
 
-/* low: where GS points, if 32-bit displacements reach that without a segment: loads are faster by a cycle so. 0: they do
- * not. */
+/* low: where GS points, if 32-bit displacements reach that without a segment: loads are faster by a cycle so.
+ * 0: they do not. */
 struct emitter { uint8_t *p; uint32_t low; };
 
 /* A host memory operand: [base + index * 2^scale + disp], with gs from where GS points. */

@@ -78,8 +78,8 @@ static inline void tlb_list(struct walk_cache *w, unsigned mode, unsigned index)
 }
 
 /* Fills v->tlb[mode] for a page: for reading, and for writing or not. */
-static inline void tlb_put(struct vcpu *v, struct walk_cache *w, unsigned mode, uint64_t page, uint64_t addend, bool write,
-			   bool global)
+static inline void tlb_put(struct vcpu *v, struct walk_cache *w, unsigned mode, uint64_t page, uint64_t addend,
+			   bool write, bool global)
 {
 	unsigned index = tlb_index(page), group = index / TLB_GROUP;
 	uint8_t *info = &w->info[mode][index];

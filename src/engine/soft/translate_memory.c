@@ -120,8 +120,8 @@ static uint8_t *emit_outside(struct block_build *b, unsigned size, unsigned alig
 }
 
 /* T0 holds the linear address. Afterwards as emit_tag_sub(). align: 1, or what misaligned accesses fault by. */
-static void check(struct block_build *b, struct block_insn *bi, unsigned size, unsigned align, bool write, uint8_t *retry,
-		  uint8_t *again, bool flags_saved)
+static void check(struct block_build *b, struct block_insn *bi, unsigned size, unsigned align, bool write,
+		  uint8_t *retry, uint8_t *again, bool flags_saved)
 {
 	struct stub *s;
 
@@ -193,8 +193,8 @@ static struct host_mem group_operand(struct block_build *b, unsigned group, unsi
 	return (struct host_mem){ (uint8_t)host_reg_of(base), H_T1, 0, false, disp };
 }
 
-/* Can the access be made through the addend and what the address was computed from? 32-bit addresses wrap, and registers
- * may have upper halves: there only T0 is right. */
+/* Can the access be made through the addend and what the address was computed from? 32-bit addresses wrap, and
+ * registers may have upper halves: there only T0 is right. */
 static bool operand_direct(const struct block_build *b, const struct insn *in)
 {
 	return b->wide && (in->mem.index == INSN_REG_NONE || host_reg_of(in->mem.index) != H_NONE);
