@@ -1,7 +1,7 @@
 /*
  * The instruction decoder, SDM vol. 2 chapter 2.
  *
- *   prefixes* [REX | VEX] opcode [ModR/M [SIB] [disp]] [imm]
+ *   prefixes* [REX | VEX | EVEX] opcode [ModR/M [SIB] [disp]] [imm]
  *
  * Prefix and opcode bytes are read by hand; operands follow from the table's row.
  */
@@ -24,6 +24,7 @@ struct decoder {
 	uint8_t vex_pp;
 	uint8_t last_rep;		/* 0xf2, 0xf3 or 0 */
 	bool vsib;			/* a SIB byte is required and its index is a vector register */
+	uint8_t disp8_scale;		/* EVEX: disp8 counts operands (SDM vol. 2 2.7.5) */
 };
 
 static bool fail(struct decoder *d, enum decode_result why)
@@ -108,10 +109,10 @@ static unsigned address_size(enum insn_mode mode, bool toggled)
 	}
 }
 
-/* C4 and C5 are LES and LDS outside 64-bit mode unless the next byte has mod == 3. */
+/* C4, C5 and 62 are LES, LDS and BOUND outside 64-bit mode unless the next byte has mod == 3. */
 static bool vex_follows(struct decoder *d, uint8_t b)
 {
-	if (b != 0xc4 && b != 0xc5)
+	if (b != 0xc4 && b != 0xc5 && b != 0x62)
 		return false;
 	if (d->mode == INSN_64)
 		return true;
@@ -152,6 +153,33 @@ static bool vex_take(struct decoder *d, uint8_t b)
 	return d->error == DECODE_OK;
 }
 
+/* 62  R X B R' 0 mmm  W vvvv 1 pp  z L'L b V' aaa  (R, X, B, R', vvvv, V' inverted), SDM vol. 2 2.7.1 */
+static bool evex_take(struct decoder *d)
+{
+	struct insn *in = d->in;
+	uint8_t p0 = fetch(d, 1), p1 = fetch(d, 1), p2 = fetch(d, 1);
+	uint8_t rxb = ~p0 >> 5 & (REX_R | REX_X | REX_B), map = p0 & 7;
+
+	if (d->error != DECODE_OK)
+		return false;
+	if (in->p66 || in->lock || d->last_rep || in->rex || p0 & 8 || !(p1 & 4) || map == 0 || map == 4 || map == 7 ||
+	    (d->mode != INSN_64 && !(p2 & 8)))
+		return fail(d, DECODE_UD);
+	in->vex = in->evex = true;
+	in->map = map;
+	in->rex = 0x40 | (p1 >> 7 ? REX_W : 0) | (d->mode == INSN_64 ? rxb : 0);
+	in->evex_r = d->mode == INSN_64 && !(p0 & 0x10);
+	in->evex_v = !(p2 & 8);
+	in->vvvv = (~p1 >> 3) & 15;
+	in->vex_l = p2 >> 5 & 3;
+	in->evex_z = p2 >> 7;
+	in->evex_b = p2 >> 4 & 1;
+	in->evex_mask = p2 & 7;
+	d->vex_pp = p1 & 3;
+	in->opcode = fetch(d, 1);
+	return d->error == DECODE_OK;
+}
+
 static bool opcode_take(struct decoder *d)
 {
 	struct insn *in = d->in;
@@ -164,7 +192,7 @@ static bool opcode_take(struct decoder *d)
 	} while (prefix_take(d, b));
 	in->addrsize = address_size(d->mode, in->addrsize == 0);
 	if (vex_follows(d, b))
-		return vex_take(d, b);
+		return b == 0x62 ? evex_take(d) : vex_take(d, b);
 	if (b == 0x0f) {
 		in->map = 1;
 		b = fetch(d, 1);
@@ -189,6 +217,23 @@ static unsigned prefix_key(const struct decoder *d)
 	return d->in->p66 ? PREFIX_P66 : PREFIX_NP;
 }
 
+static bool registers_only(const struct insn *in) { return in->modrm >= 0xc0; }
+
+/* 0: 128, 1: 256, 2: 512. Beside a rounding mode, or instead of it, 512 bits are implied. */
+static unsigned vector_length(const struct insn *in)
+{
+	return in->evex_b && registers_only(in) ? 2 : in->vex_l;
+}
+
+static bool length_fits(const struct insn *in, uint32_t attr)
+{
+	unsigned l = vector_length(in);
+
+	if (attr & ROW_L12)
+		return l != 0;
+	return l == (attr & ROW_L2 ? 2 : attr & ROW_L1 ? 1 : 0);
+}
+
 static bool attr_fits(const struct decoder *d, uint32_t attr)
 {
 	const struct insn *in = d->in;
@@ -200,7 +245,7 @@ static bool attr_fits(const struct decoder *d, uint32_t attr)
 		return false;
 	if (attr & (ROW_W0 | ROW_W1) && w != !!(attr & ROW_W1))
 		return false;
-	if (attr & (ROW_L0 | ROW_L1) && in->vex_l != !!(attr & ROW_L1))
+	if (attr & (ROW_L0 | ROW_L1 | ROW_L2 | ROW_L12) && !length_fits(in, attr))
 		return false;
 	if (attr & (ROW_B0 | ROW_B1) && !!(in->rex & REX_B) != !!(attr & ROW_B1))
 		return false;
@@ -228,7 +273,7 @@ static bool row_take(struct decoder *d)
 	struct insn *in = d->in;
 	unsigned n, end, key = prefix_key(d);
 
-	x86_optable_find(in->vex, in->map, in->opcode, &n, &end);
+	x86_optable_find(in->evex ? ENCODING_EVEX : in->vex ? ENCODING_VEX : ENCODING_LEGACY, in->map, in->opcode, &n, &end);
 	for (unsigned i = n; i < end && !in->has_modrm; i++) {
 		if (!x86_optable[i].modrm_forms || (x86_optable[i].attr & ROW_I64 && d->mode == INSN_64))
 			continue;
@@ -289,7 +334,7 @@ static void mem16_take(struct decoder *d, unsigned mod, unsigned rm)
 		in->mem.base = INSN_REG_NONE;
 		in->mem.disp = sign_extend(fetch(d, 2), 2);
 	} else if (mod == 1) {
-		in->mem.disp = sign_extend(fetch(d, 1), 1);
+		in->mem.disp = sign_extend(fetch(d, 1), 1) * d->disp8_scale;
 	} else if (mod == 2) {
 		in->mem.disp = sign_extend(fetch(d, 2), 2);
 	}
@@ -300,7 +345,7 @@ static void sib_take(struct decoder *d, unsigned mod, unsigned *base)
 {
 	struct insn *in = d->in;
 	uint8_t sib = fetch(d, 1);
-	unsigned index = (sib >> 3 & 7) | rex_bit(in, REX_X);
+	unsigned index = (sib >> 3 & 7) | rex_bit(in, REX_X) | (d->vsib && in->evex_v && d->mode == INSN_64 ? 16 : 0);
 
 	*base = sib & 7;
 	in->mem.scale = sib >> 6;
@@ -324,32 +369,16 @@ static void mem32_take(struct decoder *d, unsigned mod, unsigned rm)
 	else
 		in->mem.base = rm | rex_bit(in, REX_B);
 	if (mod == 1)
-		in->mem.disp = sign_extend(fetch(d, 1), 1);
+		in->mem.disp = sign_extend(fetch(d, 1), 1) * d->disp8_scale;
 	else if (mod == 2 || (mod == 0 && base == 5))
 		in->mem.disp = sign_extend(fetch(d, 4), 4);
 	in->mem.seg = in->mem.base == REG_RSP || in->mem.base == REG_RBP ? SEG_SS : SEG_DS;
 }
 
-/* The memory form of ModR/M: SIB and displacement into in->mem. */
-static bool modrm_memory_take(struct decoder *d)
-{
-	struct insn *in = d->in;
-	unsigned mod = in->modrm >> 6, rm = in->modrm & 7;
-
-	d->vsib = in->row->attr & ROW_VSIB;
-	if (d->vsib && (in->addrsize == 2 || rm != 4))
-		return fail(d, DECODE_UD);
-	if (in->addrsize == 2)
-		mem16_take(d, mod, rm);
-	else
-		mem32_take(d, mod, rm);
-	return d->error == DECODE_OK;
-}
-
 static unsigned operand_bytes(const struct decoder *d, enum operand_size size, bool reg)
 {
 	const struct insn *in = d->in;
-	unsigned v = in->opsize, x = in->vex && in->vex_l ? 32 : 16;
+	unsigned v = in->opsize, x = in->vex ? 16u << vector_length(in) : 16;
 
 	switch (size) {
 	case SIZE_0: return 0;
@@ -380,6 +409,46 @@ static unsigned operand_bytes(const struct decoder *d, enum operand_size size, b
 	return 0;
 }
 
+static bool in_memory(enum operand_where where)
+{
+	return where == AT_E || where == AT_M || where == AT_VSIB || where == AT_W || where == AT_KE;
+}
+
+/* What one step of disp8 is: the memory operand, or its part that is read once. */
+static uint8_t disp8_scale(const struct decoder *d)
+{
+	const struct x86_opcode *row = d->in->row;
+
+	if (row->attr & ROW_T1S)
+		return row_mask_element(row);
+	if (d->in->evex_b)
+		return row_broadcast(row);
+	for (unsigned i = 0; i < INSN_MAX_OPS; i++) {
+		struct x86_operand_spec spec = x86_operand_specs[row->operand[i]];
+
+		if (in_memory(spec.where))
+			return operand_bytes(d, spec.size, false);
+	}
+	return 1;
+}
+
+/* The memory form of ModR/M: SIB and displacement into in->mem. */
+static bool modrm_memory_take(struct decoder *d)
+{
+	struct insn *in = d->in;
+	unsigned mod = in->modrm >> 6, rm = in->modrm & 7;
+
+	d->vsib = in->row->attr & ROW_VSIB;
+	if (d->vsib && (in->addrsize == 2 || rm != 4))
+		return fail(d, DECODE_UD);
+	d->disp8_scale = in->evex ? disp8_scale(d) : 1;
+	if (in->addrsize == 2)
+		mem16_take(d, mod, rm);
+	else
+		mem32_take(d, mod, rm);
+	return d->error == DECODE_OK;
+}
+
 static void operand_gpr(const struct decoder *d, struct operand *o, unsigned reg)
 {
 	o->kind = OPK_GPR;
@@ -394,6 +463,20 @@ static void operand_vector(const struct decoder *d, struct operand *o, unsigned 
 {
 	o->kind = OPK_XMM;
 	o->reg = d->mode == INSN_64 ? reg : reg & 7;
+}
+
+static void operand_memory(const struct insn *in, struct operand *o)
+{
+	o->kind = OPK_MEM;
+	if (in->evex_b)
+		o->size = row_broadcast(in->row);
+}
+
+static bool operand_mask(const struct decoder *d, struct operand *o, unsigned reg)
+{
+	o->kind = OPK_MASK;
+	o->reg = reg & 7;
+	return d->mode != INSN_64 || reg < 8;
 }
 
 /* A memory operand whose address is a fixed register (or two). */
@@ -473,6 +556,7 @@ static bool operand_take(struct decoder *d, struct operand *o, enum x86_operand_
 	bool rm_reg = in->modrm >= 0xc0;
 	unsigned reg = (in->modrm >> 3 & 7) | rex_bit(in, REX_R), rm = (in->modrm & 7) | rex_bit(in, REX_B);
 	unsigned vvvv = d->mode == INSN_64 ? in->vvvv : in->vvvv & 7;
+	unsigned reg32 = reg | (in->evex_r ? 16 : 0), rm32 = rm | (in->evex && in->rex & REX_X ? 16 : 0);
 
 	o->size = operand_bytes(d, spec.size, rm_reg);
 	switch ((enum operand_where)spec.where) {
@@ -483,7 +567,7 @@ static bool operand_take(struct decoder *d, struct operand *o, enum x86_operand_
 	case AT_SEGFIX: o->kind = OPK_SEG; o->reg = code - OC_ES; break;
 	case AT_OPREG: operand_gpr(d, o, (in->opcode & 7) | rex_bit(in, REX_B)); break;
 	case AT_R: operand_gpr(d, o, rm); break;	/* mod is ignored: MOV CRn */
-	case AT_G: operand_gpr(d, o, reg); break;
+	case AT_G: operand_gpr(d, o, reg); return !in->evex_r;
 	case AT_B: operand_gpr(d, o, vvvv); break;
 	case AT_E:
 		if (rm_reg)
@@ -491,7 +575,8 @@ static bool operand_take(struct decoder *d, struct operand *o, enum x86_operand_
 		else
 			o->kind = OPK_MEM;
 		break;
-	case AT_M: case AT_VSIB: o->kind = OPK_MEM; return !rm_reg;
+	case AT_M: operand_memory(in, o); return !rm_reg;
+	case AT_VSIB: o->kind = OPK_MEM; return !rm_reg;
 	case AT_S: case AT_C: case AT_D: return operand_system(d, o, spec.where);
 	case AT_X: operand_fixed_memory(d, o, REG_RSI, false); break;
 	case AT_Y:			/* beside an X operand, mem describes that one */
@@ -506,14 +591,21 @@ static bool operand_take(struct decoder *d, struct operand *o, enum x86_operand_
 	case AT_STI: o->kind = OPK_ST; o->reg = in->modrm & 7; break;
 	case AT_P: o->kind = OPK_MMX; o->reg = reg & 7; break;
 	case AT_Q: o->kind = rm_reg ? OPK_MMX : OPK_MEM; o->reg = rm_reg ? rm & 7 : 0; break;
-	case AT_V: operand_vector(d, o, reg); break;
+	case AT_V: operand_vector(d, o, reg32); break;
 	case AT_H: operand_vector(d, o, vvvv); break;
 	case AT_XMM0: operand_vector(d, o, 0); break;
 	case AT_W:
 		if (rm_reg)
-			operand_vector(d, o, rm);
+			operand_vector(d, o, rm32);
 		else
-			o->kind = OPK_MEM;
+			operand_memory(in, o);
+		break;
+	case AT_KG: return operand_mask(d, o, reg32);
+	case AT_KH: return operand_mask(d, o, vvvv);
+	case AT_KE:
+		if (rm_reg)
+			return operand_mask(d, o, in->modrm & 7);
+		o->kind = OPK_MEM;
 		break;
 	default: operand_immediate(d, o, spec.where);
 	}
@@ -542,6 +634,33 @@ static void access_set(struct insn *in)
 	}
 }
 
+/* SDM vol. 2 2.7.11.1 */
+static bool evex_mask_holds(const struct insn *in)
+{
+	uint32_t attr = in->row->attr;
+
+	if (in->evex_mask ? !(attr & ROW_MASK) : in->evex_z || (attr & ROW_KR))
+		return false;
+	return !in->evex_z || !((attr & ROW_KM) || in->ops[0].kind == OPK_MEM);
+}
+
+static bool evex_holds(const struct decoder *d)
+{
+	const struct insn *in = d->in;
+	uint32_t attr = in->row->attr;
+	bool regs = registers_only(in), rounds = in->evex_b && regs;
+
+	if (in->evex_b && !(attr & (regs ? ROW_ER | ROW_SAE : ROW_BROADCAST)))
+		return false;
+	if (in->vex_l == 3 && !rounds)
+		return false;
+	if (attr & ROW_VSIB && in->ops[0].kind == OPK_XMM && in->ops[0].reg == in->mem.index)
+		return false;
+	if (attr & ROW_UQ && (in->ops[0].reg == in->ops[1].reg || (regs && in->ops[0].reg == in->ops[2].reg)))
+		return false;
+	return evex_mask_holds(in);
+}
+
 static bool operands_take(struct decoder *d)
 {
 	struct insn *in = d->in;
@@ -552,13 +671,15 @@ static bool operands_take(struct decoder *d)
 
 		if (!operand_take(d, &in->ops[i], in->row->operand[i]))
 			return fail(d, DECODE_UD);
-		uses_vvvv |= where == AT_H || where == AT_B;
+		uses_vvvv |= where == AT_H || where == AT_B || where == AT_KH;
 		in->nops = i + 1;
 	}
 	if (in->vex && !uses_vvvv && in->vvvv)
 		return fail(d, DECODE_UD);
 	if (d->mode != INSN_64)
 		in->vvvv &= 7;		/* its highest bit is ignored (SDM vol. 2, 2.3.5.6) */
+	if (in->evex && !evex_holds(d))
+		return fail(d, DECODE_UD);
 	access_set(in);
 	return d->error == DECODE_OK;
 }
@@ -572,7 +693,7 @@ static bool restrictions_hold(const struct decoder *d)
 		return false;
 	if (in->op == X86_MOV_SEG && in->ops[0].kind == OPK_SEG && in->ops[0].reg == SEG_CS)
 		return false;
-	if (d->vsib) {		/* destination, index and mask must differ */
+	if (d->vsib && !in->evex) {		/* destination, index and mask must differ */
 		unsigned dst = in->ops[0].reg, mask = in->ops[2].reg, index = in->mem.index;
 
 		return dst != mask && dst != index && mask != index;
@@ -592,6 +713,8 @@ static bool decode(struct decoder *d)
 	if (!opcode_take(d) || !row_take(d))
 		return false;
 	in->has_modrm = in->row->modrm_forms != 0;
+	if (in->evex_v && !(in->row->attr & ROW_VSIB))
+		in->vvvv |= 16;
 	operand_size_set(d);
 	if (takes_memory_by_modrm(in) && !modrm_memory_take(d))
 		return false;

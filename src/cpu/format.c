@@ -111,7 +111,7 @@ static void put_mnemonic(struct text *t)
 		return;
 	}
 	name = x86_op_name(in->op);
-	if (in->vex && name[0] != 'V' && in->row->cls == CLASS_AVX)
+	if (in->vex && name[0] != 'V' && (in->row->cls == CLASS_AVX || in->evex))
 		put(t, "v");
 	for (unsigned i = 0; name[i] && !(conditional(in->op) && !strcmp(name + i, "CC")); i++)
 		put(t, "%c", tolower(name[i]));
@@ -134,6 +134,7 @@ static const char *size_name(unsigned size)
 	case 10: return "tbyte ptr ";
 	case 16: return "xmmword ptr ";
 	case 32: return "ymmword ptr ";
+	case 64: return "zmmword ptr ";
 	default: return "";
 	}
 }
@@ -147,7 +148,7 @@ static void put_index(struct text *t)
 		if (x86_operand_specs[in->row->operand[i]].where == AT_VSIB)
 			where = AT_VSIB;
 	if (where == AT_VSIB)
-		put(t, "%s%cmm%u", t->att ? "%" : "", in->vex_l ? 'y' : 'x', in->mem.index);
+		put(t, "%s%cmm%u", t->att ? "%" : "", "xyzz"[in->vex_l], in->mem.index);
 	else
 		put_gpr(t, in->mem.index, in->addrsize, false);
 }
@@ -167,6 +168,19 @@ static void put_disp(struct text *t, bool signed_form)
 		put(t, "%c0x%" PRIx64, d < 0 ? '-' : '+', d < 0 ? -(uint64_t)d : (uint64_t)d);
 	else
 		put(t, "%s0x%" PRIx64, d < 0 ? "-" : "", d < 0 ? -(uint64_t)d : (uint64_t)d);
+}
+
+/* {1to8}: how often a broadcast element stands for. */
+static void put_broadcast(struct text *t, const struct operand *o)
+{
+	const struct x86_opcode *row = t->in->row;
+	unsigned wide = row_mask_element(row);
+
+	for (unsigned i = 0; i < t->in->nops && wide > o->size; i++)	/* conversions to narrower ones of wide sources */
+		if (x86_operand_specs[row->operand[i]].where == AT_W && x86_operand_specs[row->operand[i]].size == SIZE_x)
+			wide = o->size;
+	if (t->in->evex_b && o->kind == OPK_MEM && o->size)
+		put(t, "{1to%u}", (16u << t->in->vex_l) / (wide > o->size ? wide : o->size));
 }
 
 static void put_memory(struct text *t, const struct operand *o)
@@ -223,6 +237,26 @@ static void put_target(struct text *t)
 	put(t, "0x%" PRIx64, target);
 }
 
+/* {k1}{z} behind the destination. */
+static void put_masking(struct text *t)
+{
+	if (t->in->evex_mask)
+		put(t, t->att ? "{%%k%u}" : "{k%u}", t->in->evex_mask);
+	if (t->in->evex_z)
+		put(t, "{z}");
+}
+
+/* EVEX.b beside registers. */
+static void put_rounding(struct text *t)
+{
+	static const char *const modes[] = { "rn", "rd", "ru", "rz" };
+
+	if (t->in->row->attr & ROW_ER)
+		put(t, "{%s-sae}", modes[t->in->vex_l]);
+	else
+		put(t, "{sae}");
+}
+
 static void put_operand(struct text *t, unsigned i)
 {
 	const struct operand *o = &t->in->ops[i];
@@ -246,7 +280,8 @@ static void put_operand(struct text *t, unsigned i)
 	case OPK_CR: put(t, "%scr%u", percent, o->reg); break;
 	case OPK_DR: put(t, "%sdr%u", percent, o->reg); break;
 	case OPK_MMX: put(t, "%smm%u", percent, o->reg); break;
-	case OPK_XMM: put(t, "%s%cmm%u", percent, o->size == 32 ? 'y' : 'x', o->reg); break;
+	case OPK_XMM: put(t, "%s%cmm%u", percent, o->size == 64 ? 'z' : o->size == 32 ? 'y' : 'x', o->reg); break;
+	case OPK_MASK: put(t, "%sk%u", percent, o->reg); break;
 	case OPK_ST: put(t, "%sst(%u)", percent, o->reg); break;
 	}
 }
@@ -267,6 +302,29 @@ static void put_att_suffix(struct text *t)
 		put(t, "%c", " bw l   q"[size]);
 }
 
+static void put_nth(struct text *t, unsigned n)
+{
+	const struct insn *in = t->in;
+	unsigned i = t->att ? in->nops - 1u - n : n;
+	bool rounds = in->evex_b && in->modrm >= 0xc0;
+
+	put(t, n ? "," : " ");
+	if (t->att && in->row->trans == TRANS_BRANCH && in->ops[n].kind != OPK_REL)
+		put(t, "*");
+	if (rounds && t->att && n == 0) {
+		put_rounding(t);
+		put(t, ",");
+	}
+	put_operand(t, i);
+	put_broadcast(t, &in->ops[i]);
+	if (i == 0)
+		put_masking(t);
+	if (rounds && !t->att && n == in->nops - 1u) {
+		put(t, ",");
+		put_rounding(t);
+	}
+}
+
 void insn_format(char *buf, size_t size, const struct insn *in, uint64_t rip, enum insn_syntax syntax)
 {
 	struct text t = { .p = buf, .end = buf + size, .in = in, .next = rip + in->len, .att = syntax == SYNTAX_ATT };
@@ -281,10 +339,6 @@ void insn_format(char *buf, size_t size, const struct insn *in, uint64_t rip, en
 	put_mnemonic(&t);
 	if (t.att)
 		put_att_suffix(&t);
-	for (unsigned i = 0; i < in->nops; i++) {
-		put(&t, i ? "," : " ");
-		if (t.att && in->row->trans == TRANS_BRANCH && in->ops[i].kind != OPK_REL)
-			put(&t, "*");
-		put_operand(&t, t.att ? in->nops - 1 - i : i);
-	}
+	for (unsigned i = 0; i < in->nops; i++)
+		put_nth(&t, i);
 }

@@ -35,7 +35,8 @@ enum operand_kind {
 	OPK_SEG,	/* segment register */
 	OPK_CR, OPK_DR,
 	OPK_MMX,	/* reg 0..7 */
-	OPK_XMM,	/* reg 0..15; size 16 or 32 (YMM) or the scalar's bytes */
+	OPK_XMM,	/* reg 0..31; size 16, 32 (YMM) or 64 (ZMM) or the scalar's bytes */
+	OPK_MASK,	/* mask register 0..7 */
 	OPK_ST,		/* ST(reg) */
 	OPK_MOFFS,	/* absolute offset: also in insn.mem, no base or index */
 };
@@ -43,7 +44,7 @@ enum operand_kind {
 struct operand {
 	uint8_t kind;		/* enum operand_kind */
 	uint8_t reg;
-	uint8_t size;		/* bytes accessed: 1 2 4 6 8 10 16 32; 0 for LEA-like/none */
+	uint8_t size;		/* bytes accessed: 1 2 4 6 8 10 16 32 64; 0 for LEA-like/none */
 	uint8_t high_byte : 1, read : 1, write : 1;
 };
 
@@ -56,12 +57,15 @@ struct insn {
 	uint16_t op;			/* enum x86_op */
 	uint8_t len;			/* bytes, 1..15 */
 	uint8_t imm_at;			/* where the immediates begin; len: there are none */
-	uint8_t map;			/* 0 one-byte, 1 0F, 2 0F38, 3 0F3A */
+	uint8_t map;			/* 0 one-byte, 1 0F, 2 0F38, 3 0F3A; EVEX: 5, 6 */
 	uint8_t opcode;			/* last opcode byte */
 	uint8_t modrm; bool has_modrm;
 	uint8_t rex;			/* 0x40..0x4f or 0; for VEX: the equivalent W,R,X,B */
-	bool vex; uint8_t vex_l;	/* 0: 128, 1: 256 */
-	uint8_t vvvv;			/* VEX second source register */
+	bool vex; uint8_t vex_l;	/* VEX or EVEX; 0: 128, 1: 256, 2: 512; with EVEX.b and registers maybe the rounding, 3 */
+	uint8_t vvvv;			/* VEX second source register; EVEX: with V', unless that belongs to the index */
+	bool evex, evex_r, evex_v;	/* R' and V', as bits of register numbers */
+	uint8_t evex_mask;		/* aaa */
+	bool evex_z, evex_b;		/* zeroing; broadcast, or rounding or no exceptions */
 	uint8_t opsize;			/* effective operand size 2, 4, 8 */
 	uint8_t addrsize;		/* 2, 4, 8 */
 	bool p66, lock, rep, repne;	/* rep: F3, repne: F2, the last of them (also when mandatory) */
@@ -71,10 +75,10 @@ struct insn {
 	struct operand ops[INSN_MAX_OPS];
 	struct {
 		uint8_t seg;		/* effective segment (override applied, SS default for rBP/rSP) */
-		uint8_t base, index;	/* 0..15 or INSN_REG_NONE; for VSIB index is an XMM/YMM register */
+		uint8_t base, index;	/* 0..15 or INSN_REG_NONE; for VSIB index is a vector register, 0..31 */
 		uint8_t scale;		/* 0..3: shift */
 		bool rip;		/* RIP-relative: add address of next instruction */
-		int64_t disp;
+		int64_t disp;		/* EVEX: disp8 is scaled already */
 	} mem;
 	uint64_t imm;			/* first immediate (sign-extended to operand size, then to 64 bits) */
 	uint64_t imm2;			/* ENTER's level, /is4 register... */

@@ -32,6 +32,24 @@ enum {
 #define AV ROW_AV
 #define A16 ROW_A16
 #define A64 ROW_A64
+#define L2 ROW_L2
+#define L12 ROW_L12
+#define K8 ROW_K8
+#define K16 ROW_K16
+#define K32 ROW_K32
+#define K64 ROW_K64
+#define KS ROW_KS
+#define KM ROW_KM
+#define KR ROW_KR
+#define B16 ROW_B16
+#define B32 ROW_B32
+#define B64 ROW_B64
+#define ER ROW_ER
+#define SAE ROW_SAE
+#define NF ROW_NF
+#define T1S ROW_T1S
+#define SB ROW_SB
+#define UQ ROW_UQ
 #define ROW_ALIGN(attr) \
 	((attr) & ROW_AV ? ALIGN_VECTOR : (attr) & ROW_A16 ? ALIGN_16 : (attr) & ROW_A64 ? ALIGN_64 : ALIGN_NONE)
 
@@ -52,34 +70,45 @@ const struct x86_opcode x86_optable[] = {
 	.op = X86_##mnemonic, .vex = vex_, .map = map_, .opcode = opc, .prefixes = PREFIX_##pfx, FORM_##form, \
 	.access = ACCESS_##acc, .operand = { OC_##o1, OC_##o2, OC_##o3, OC_##o4 }, .feature = FEATURE_##feat, \
 	.cls = CLASS_##class_, .priv = OP_PRIV_##mnemonic, .trans = OP_TRANS_##mnemonic, .align = ROW_ALIGN(attr_), \
-	.lockable = OP_LOCK_##mnemonic, .attr = (attr_) | ROW_HAS_VSIB(OC_##o2), .flags_read = OP_READ_##mnemonic, \
+	.lockable = OP_LOCK_##mnemonic, .attr = (attr_) | ROW_HAS_VSIB(OC_##o1) | ROW_HAS_VSIB(OC_##o2), .flags_read = OP_READ_##mnemonic, \
 	.flags_written = OP_WRITTEN_##mnemonic, .flags_undefined = OP_UNDEF_##mnemonic },
 #include "cpu/optable.def"
+#define X86_EVEX(map, opc, pfx, form, mnemonic, acc, o1, o2, o3, o4, feat, attr) \
+	X86_ROW(ENCODING_EVEX, map, opc, pfx, form, mnemonic, acc, o1, o2, o3, o4, feat, AVX512, attr)
+#include "cpu/optable_evex.def"
+#undef X86_EVEX
 #undef X86_ROW
 };
 const unsigned x86_optable_rows = sizeof(x86_optable) / sizeof(x86_optable[0]);
 
-/* Row numbers by their line in optable.def. */
-#define ROW_AT2(line) ROW_AT_##line
-#define ROW_AT(line) ROW_AT2(line)
+/* Row numbers by their line in optable.def and optable_evex.def. */
+#define PASTE2(a, b) a##b
+#define PASTE(a, b) PASTE2(a, b)
 enum {
-#define X86_ROW(...) ROW_AT(__LINE__),
+#define X86_ROW(...) PASTE(ROW_AT_, __LINE__),
 #include "cpu/optable.def"
 #undef X86_ROW
+#define X86_EVEX(...) PASTE(EVEX_AT_, __LINE__),
+#include "cpu/optable_evex.def"
+#undef X86_EVEX
 };
 
 /* The end of each opcode's rows: of several initialisers of one element the last counts. */
-#define SLOT(vex, map, opc) ((vex) << 10 | (map) << 8 | (opc))
+#define MAPS 8
+#define SLOT(vex, map, opc) (((vex) * MAPS + (map)) << 8 | (opc))
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Woverride-init"
-static const uint16_t row_end[2 * 4 * 256] = {
-#define X86_ROW(vex_, map_, opc, ...) [SLOT(vex_, map_, opc)] = ROW_AT(__LINE__) + 1,
+static const uint16_t row_end[ENCODINGS * MAPS * 256] = {
+#define X86_ROW(vex_, map_, opc, ...) [SLOT(vex_, map_, opc)] = PASTE(ROW_AT_, __LINE__) + 1,
 #include "cpu/optable.def"
 #undef X86_ROW
+#define X86_EVEX(map_, opc, ...) [SLOT(ENCODING_EVEX, map_, opc)] = PASTE(EVEX_AT_, __LINE__) + 1,
+#include "cpu/optable_evex.def"
+#undef X86_EVEX
 };
 #pragma GCC diagnostic pop
 
-void x86_optable_find(bool vex, unsigned map, uint8_t opcode, unsigned *first, unsigned *end)
+void x86_optable_find(enum x86_encoding vex, unsigned map, uint8_t opcode, unsigned *first, unsigned *end)
 {
 	unsigned n = *end = row_end[SLOT(vex, map, opcode)];
 

@@ -3,6 +3,7 @@
  *
  *   ops.def       what depends on the mnemonic alone: flags, privilege, translation
  *   optable.def   one line per encoding: opcode, prefixes, ModR/M, operands, feature
+ *   optable_evex.def  those of AVX-512
  *   features.def  the CPUID bits that gate them
  *
  * All const; any thread.
@@ -53,12 +54,12 @@ enum x86_trans {
 };
 
 /* Which register file it needs, hence which of CR0.EM/TS, CR4.OSFXSR/OSXSAVE, XCR0 gate it. */
-enum x86_class { CLASS_GPR, CLASS_X87, CLASS_MMX, CLASS_SSE, CLASS_AVX,
+enum x86_class { CLASS_GPR, CLASS_X87, CLASS_MMX, CLASS_SSE, CLASS_AVX, CLASS_AVX512 /* EVEX, mask registers */,
 		 CLASS_VEX_GPR /* BMI: VEX-coded, integer registers */,
 		 CLASS_FPSTATE /* FXSAVE, XSAVE..: gated by their own rules */ };
 
 /* Memory operand alignment that raises #GP(0) (CLASS_SSE/AVX) whatever CR0.AM says. */
-enum x86_align { ALIGN_NONE, ALIGN_VECTOR /* the operand's size, 16 or 32 */, ALIGN_16, ALIGN_64 };
+enum x86_align { ALIGN_NONE, ALIGN_VECTOR /* the operand's size, 16 to 64 */, ALIGN_16, ALIGN_64 };
 
 /* How operands are accessed; those not named are read. */
 enum x86_access {
@@ -151,7 +152,9 @@ enum x86_access {
 	X(Wb, W, b) X(Ww, W, w) X(Wd, W, d) X(Wq, W, q) X(Wdq, W, dq) X(Wqq, W, qq) X(Wx, W, x) \
 	X(Wh, W, h) X(Wqtr, W, qtr) X(Woct, W, oct) X(Wss, W, d) X(Wsd, W, q) \
 	X(Ud, W, d) X(Uq, W, q) X(Udq, W, dq) X(Uqq, W, qq) X(Ux, W, x) X(Uss, W, d) X(Usd, W, q) \
-	X(Ldq, L, dq) X(Lqq, L, qq) X(Lx, L, x) X(XMM0, XMM0, dq)
+	X(Ldq, L, dq) X(Lqq, L, qq) X(Lx, L, x) X(XMM0, XMM0, dq) \
+	X(Kq, KG, q) X(KHq, KH, q) X(Uk, KE, q) X(KEb, KE, b) X(KEw, KE, w) X(KEd, KE, d) X(KEq, KE, q) \
+	X(Gq, G, q)
 enum x86_operand_code {
 #define X(code, where, size) OC_##code,
 	X86_OPERAND_CODES(X)
@@ -186,12 +189,35 @@ enum x86_operand_code {
 #define ROW_A64 0x4000u
 #define ROW_VSIB 0x8000u	/* has a vector index */
 
+#define ROW_L2 0x10000u		/* EVEX: 512 bits only */
+#define ROW_L12 0x20000u	/* not 128 */
+#define ROW_MASK 0x1c0000u	/* 0: cannot be masked */
+#define ROW_K8 0x40000u		/* masked in elements of 8 bits */
+#define ROW_K16 0x80000u
+#define ROW_K32 0xc0000u
+#define ROW_K64 0x100000u
+#define ROW_KS 0x140000u	/* scalar */
+#define ROW_KM 0x200000u	/* merging only */
+#define ROW_KR 0x400000u	/* a mask is required */
+#define ROW_BROADCAST 0x1800000u
+#define ROW_B16 0x800000u
+#define ROW_B32 0x1000000u
+#define ROW_B64 0x1800000u
+#define ROW_ER 0x2000000u	/* static rounding */
+#define ROW_SAE 0x4000000u
+#define ROW_NF 0x8000000u	/* no fault suppression */
+#define ROW_T1S 0x10000000u	/* packed elements in memory */
+#define ROW_SB 0x20000000u	/* the memory operand is repeated */
+#define ROW_UQ 0x40000000u	/* destination and sources differ */
+
 #define MODRM_MEM 1u		/* mod 0..2 */
 #define MODRM_REG 2u		/* mod 3 */
 
+enum x86_encoding { ENCODING_LEGACY, ENCODING_VEX, ENCODING_EVEX, ENCODINGS };
+
 struct x86_opcode {
 	uint16_t op;			/* enum x86_op */
-	uint8_t vex, map, opcode;
+	uint8_t vex, map, opcode;	/* vex: enum x86_encoding */
 	uint8_t prefixes;		/* PREFIX_* */
 	uint8_t modrm_forms;		/* MODRM_*; 0: no ModR/M byte */
 	uint8_t modrm_mask, modrm_value;
@@ -203,7 +229,7 @@ struct x86_opcode {
 	uint8_t trans;			/* enum x86_trans */
 	uint8_t align;			/* enum x86_align */
 	bool lockable;
-	uint16_t attr;			/* ROW_* */
+	uint32_t attr;			/* ROW_* */
 	uint32_t flags_read, flags_written, flags_undefined;
 };
 
@@ -211,13 +237,14 @@ extern const struct x86_opcode x86_optable[];
 extern const unsigned x86_optable_rows;
 
 /* Rows of one opcode: x86_optable[first..end), empty if none. */
-void x86_optable_find(bool vex, unsigned map, uint8_t opcode, unsigned *first, unsigned *end);
+void x86_optable_find(enum x86_encoding vex, unsigned map, uint8_t opcode, unsigned *first, unsigned *end);
 
 /* What each operand code means, for the decoder. */
 enum operand_where {
 	AT_NONE, AT_RAX, AT_RCX, AT_RDX, AT_SEGFIX, AT_OPREG, AT_E, AT_R, AT_G, AT_B, AT_M, AT_VSIB,
 	AT_I, AT_IS, AT_IZ, AT_IV, AT_ONE, AT_J, AT_A, AT_O, AT_S, AT_C, AT_D, AT_X, AT_Y, AT_BX, AT_AXMEM, AT_DI,
 	AT_ST0, AT_STI, AT_P, AT_Q, AT_V, AT_H, AT_W, AT_L, AT_XMM0,
+	AT_KG, AT_KH, AT_KE,	/* mask registers: ModRM.reg, vvvv, ModRM.rm */
 };
 enum operand_size {
 	SIZE_0, SIZE_b, SIZE_w, SIZE_d, SIZE_q, SIZE_t, SIZE_dq, SIZE_qq,	/* fixed */
@@ -225,6 +252,21 @@ enum operand_size {
 	SIZE_x, SIZE_h, SIZE_qtr, SIZE_oct,
 	SIZE_vw, SIZE_db, SIZE_dw,						/* register, memory */
 };
+/* Bytes of an element that a mask's bit stands for; 0: cannot be masked, or scalar. */
+static inline unsigned row_mask_element(const struct x86_opcode *row)
+{
+	unsigned k = row->attr & ROW_MASK;
+
+	return !k || k == ROW_KS ? 0 : 1u << (k / ROW_K8 - 1);
+}
+/* Bytes that a broadcast reads; 0: it cannot. */
+static inline unsigned row_broadcast(const struct x86_opcode *row)
+{
+	unsigned b = row->attr & ROW_BROADCAST;
+
+	return b ? 1u << b / ROW_B16 : 0;
+}
+
 struct x86_operand_spec { uint8_t where, size; };
 extern const struct x86_operand_spec x86_operand_specs[OC_COUNT];
 

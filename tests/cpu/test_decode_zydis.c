@@ -35,8 +35,7 @@ static bool isa_absent(const ZydisDecodedInstruction *z)
 {
 	switch (z->meta.isa_ext) {
 	case ZYDIS_ISA_EXT_AMD3DNOW: case ZYDIS_ISA_EXT_AMD_INVLPGB: case ZYDIS_ISA_EXT_AMX_BF16:
-	case ZYDIS_ISA_EXT_AMX_INT8: case ZYDIS_ISA_EXT_AMX_TILE: case ZYDIS_ISA_EXT_AVX512EVEX:
-	case ZYDIS_ISA_EXT_AVX512VEX: case ZYDIS_ISA_EXT_CET:
+	case ZYDIS_ISA_EXT_AMX_INT8: case ZYDIS_ISA_EXT_AMX_TILE: case ZYDIS_ISA_EXT_CET:
 	case ZYDIS_ISA_EXT_CLZERO: case ZYDIS_ISA_EXT_ENQCMD: case ZYDIS_ISA_EXT_FMA4:
 	case ZYDIS_ISA_EXT_HRESET: case ZYDIS_ISA_EXT_KEYLOCKER:
 	case ZYDIS_ISA_EXT_KEYLOCKER_WIDE: case ZYDIS_ISA_EXT_KNC: case ZYDIS_ISA_EXT_KNCE:
@@ -56,7 +55,12 @@ static bool isa_absent(const ZydisDecodedInstruction *z)
 
 static bool instruction_absent(const ZydisDecodedInstruction *z)
 {
-	switch (z->mnemonic) {
+	switch (z->meta.isa_set) {
+	case ZYDIS_ISA_SET_AVX512ER_512: case ZYDIS_ISA_SET_AVX512ER_SCALAR: case ZYDIS_ISA_SET_AVX512PF_512:
+	case ZYDIS_ISA_SET_AVX512_4FMAPS_512: case ZYDIS_ISA_SET_AVX512_4FMAPS_SCALAR:
+	case ZYDIS_ISA_SET_AVX512_4VNNIW_512: case ZYDIS_ISA_SET_AVX512_VP2INTERSECT_128:
+	case ZYDIS_ISA_SET_AVX512_VP2INTERSECT_256: case ZYDIS_ISA_SET_AVX512_VP2INTERSECT_512:
+		return true;
 	default:
 		return isa_absent(z);
 	}
@@ -100,7 +104,8 @@ static ZydisRegister operand_register(const struct operand *op)
 	case OPK_CR: return ZydisRegisterEncode(ZYDIS_REGCLASS_CONTROL, op->reg);
 	case OPK_DR: return ZydisRegisterEncode(ZYDIS_REGCLASS_DEBUG, op->reg);
 	case OPK_MMX: return ZydisRegisterEncode(ZYDIS_REGCLASS_MMX, op->reg);
-	case OPK_XMM: return ZydisRegisterEncode(op->size == 32 ? ZYDIS_REGCLASS_YMM : ZYDIS_REGCLASS_XMM, op->reg);
+	case OPK_MASK: return ZydisRegisterEncode(ZYDIS_REGCLASS_MASK, op->reg);
+	case OPK_XMM: return ZydisRegisterEncode(op->size == 64 ? ZYDIS_REGCLASS_ZMM : op->size == 32 ? ZYDIS_REGCLASS_YMM : ZYDIS_REGCLASS_XMM, op->reg);
 	case OPK_ST: return ZydisRegisterEncode(ZYDIS_REGCLASS_X87, op->reg);
 	default: return ZYDIS_REGISTER_NONE;
 	}
@@ -114,7 +119,8 @@ static bool line_operation(unsigned op)
 
 static bool is_vector(ZydisRegister r)
 {
-	return ZydisRegisterGetClass(r) == ZYDIS_REGCLASS_XMM || ZydisRegisterGetClass(r) == ZYDIS_REGCLASS_YMM;
+	return ZydisRegisterGetClass(r) == ZYDIS_REGCLASS_XMM || ZydisRegisterGetClass(r) == ZYDIS_REGCLASS_YMM ||
+	       ZydisRegisterGetClass(r) == ZYDIS_REGCLASS_ZMM;
 }
 
 /* NULL if they agree. */
@@ -181,6 +187,8 @@ static const char *access_compare(const struct insn *in, const struct operand *o
 		return NULL;
 	if (writes != op->write)
 		return "operand written";
+	if (in->evex_mask && op->write)
+		return NULL;	/* what is not wanted stays: memory is not read for that, nor a zeroed register */
 	return reads && !op->read ? "operand read" : NULL;
 }
 
@@ -198,7 +206,7 @@ static const char *operands_compare(const struct insn *in, const ZydisDecodedIns
 	for (unsigned i = 0; i < z->operand_count; i++) {
 		const char *why = "operand count", *first = NULL;
 
-		if (zo[i].visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
+		if (zo[i].visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT || zo[i].encoding == ZYDIS_OPERAND_ENCODING_MASK)
 			continue;
 		while (why && n < in->nops) {
 			why = operand_compare(in, &in->ops[n++], &zo[i]);
@@ -210,6 +218,19 @@ static const char *operands_compare(const struct insn *in, const ZydisDecodedIns
 			return first ? first : why;
 	}
 	return NULL;
+}
+
+static const char *evex_compare(const struct insn *in, const ZydisDecodedInstruction *z)
+{
+	bool zeroes = z->avx.mask.mode == ZYDIS_MASK_MODE_ZEROING || z->avx.mask.mode == ZYDIS_MASK_MODE_CONTROL_ZEROING;
+
+	if (in->evex != (z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX))
+		return "encoding";
+	if (!in->evex)
+		return NULL;
+	if (in->evex_mask != (z->avx.mask.reg ? ZydisRegisterGetId(z->avx.mask.reg) : 0))
+		return "mask";
+	return zeroes == in->evex_z || in->ops[0].kind == OPK_MASK ? NULL : "zeroing";
 }
 
 /* What our table says of the arithmetic flags: reads at least what Zydis says is read (pass-through counts),
@@ -244,6 +265,9 @@ static void compare(struct oracle *o, const uint8_t *p, enum insn_mode mode)
 	if (zok && instruction_absent(&z)) {
 		return;
 	}
+	/* Zydis 4.0 refuses R' beside a general register in 32-bit code, of FP16 alone; CPUs ignore it. */
+	if (!zok && r == DECODE_OK && mode != INSN_64 && in.map >= 5 && in.ops[0].kind == OPK_GPR)
+		return;
 	if (zok != (r == DECODE_OK)) {
 		report(o, "validity", p, mode, r, &in, zok, &z);
 		return;
@@ -255,6 +279,8 @@ static void compare(struct oracle *o, const uint8_t *p, enum insn_mode mode)
 		why = "length";
 	else
 		why = operands_compare(&in, &z, zo);
+	if (!why)
+		why = evex_compare(&in, &z);
 	if (!why)
 		why = flags_compare(&in, &z);
 	if (why)
@@ -344,6 +370,39 @@ static void test_vex(void **state)
 	assert_int_equal(o.differences, 0);
 }
 
+/* Masks, broadcast, rounding, lengths and the high registers' bits at random. */
+static void evex_sweep(struct oracle *o, enum insn_mode mode, unsigned map, unsigned w_pp)
+{
+	for (unsigned opcode = 0; opcode < 256; opcode++) {
+		uint64_t r = rng_next(o);
+		uint8_t p0 = (uint8_t)((r & 0xf0) | map | (r >> 8 & 31 ? 0 : 8) | (mode == INSN_64 ? 0 : 0xc0));
+		uint8_t p1 = (uint8_t)((w_pp & 4) << 5 | (w_pp & 3) | (r >> 13 & 31 ? 4 : 0) | (r & 1 ? 0x78 : r >> 20 & 0x78));
+		uint8_t pre[4] = { 0x62, p0, p1, (uint8_t)(r >> 32 | (r >> 40 & 3 ? 8 : 0)) };
+
+		if (r >> 42 & 3)
+			pre[3] &= 0x7f;		/* no zeroing */
+		if (r >> 44 & 3)
+			pre[3] &= 0xef;		/* no EVEX.b */
+		if (r >> 46 & 1)
+			pre[3] &= 0x78;		/* no mask */
+		sweep_opcode(o, pre, 4, (uint8_t)opcode, mode);
+	}
+}
+
+static void test_evex(void **state)
+{
+	struct oracle o;
+
+	(void)state;
+	oracle_init(&o);
+	for (unsigned k = 0; k < 12; k++)
+		for (unsigned map = 1; map < 7; map++)
+			for (unsigned w_pp = 0; w_pp < 8; w_pp++)
+				evex_sweep(&o, k < 10 ? INSN_64 : k == 10 ? INSN_32 : INSN_16, map, w_pp);
+	printf("%lu compared, %lu valid\n", o.compared, o.valid);
+	assert_int_equal(o.differences, 0);
+}
+
 static void test_random(void **state)
 {
 	struct oracle o;
@@ -364,6 +423,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_legacy),
 		cmocka_unit_test(test_vex),
+		cmocka_unit_test(test_evex),
 		cmocka_unit_test(test_random),
 	};
 

@@ -59,11 +59,10 @@ static void gate_sse(struct vcpu *v)
 		vcpu_raise(v, EXC_NM);
 }
 
-static void gate_avx(struct vcpu *v)
+static void gate_avx(struct vcpu *v, uint64_t components)
 {
 	bool protected_mode = (v->s.cr0 & CR0_PE) && !(v->s.rflags & FLAG_VM);
-	if (!protected_mode || !(v->s.cr4 & CR4_OSXSAVE) ||
-	    (v->s.xcr0 & (XSTATE_SSE | XSTATE_AVX)) != (XSTATE_SSE | XSTATE_AVX))
+	if (!protected_mode || !(v->s.cr4 & CR4_OSXSAVE) || (v->s.xcr0 & components) != components)
 		vcpu_raise(v, EXC_UD);
 	if (v->s.cr0 & CR0_TS)
 		vcpu_raise(v, EXC_NM);
@@ -85,7 +84,8 @@ static void gate(struct vcpu *v, const struct insn *in)
 			if (in->ops[i].kind == OPK_MMX && (v->s.fpu.fsw & FSW_ES))
 				vcpu_raise(v, EXC_MF);
 		break;
-	case CLASS_AVX: gate_avx(v); break;
+	case CLASS_AVX: gate_avx(v, XSTATE_SSE | XSTATE_AVX); break;
+	case CLASS_AVX512: gate_avx(v, XSTATE_SSE | XSTATE_AVX | XSTATE_AVX512); break;
 	default: break;
 	}
 }

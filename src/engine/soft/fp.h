@@ -28,6 +28,10 @@
 #define XSTATE_X87 1u
 #define XSTATE_SSE 2u
 #define XSTATE_AVX 4u
+#define XSTATE_OPMASK 0x20u
+#define XSTATE_ZMM_HI256 0x40u	/* bits 511:256 of ZMM0-15 */
+#define XSTATE_HI16_ZMM 0x80u	/* ZMM16-31 */
+#define XSTATE_AVX512 (XSTATE_OPMASK | XSTATE_ZMM_HI256 | XSTATE_HI16_ZMM)
 
 /* Recomputes ES and B from flags and masks. */
 void fp_update_es(struct x86_xsave *f);
