@@ -13,6 +13,12 @@ unsigned emit_rex(unsigned reg, const struct host_mem *m, bool w)
 
 void emit_modrm_mem(struct emitter *e, unsigned reg, const struct host_mem *m)
 {
+	emit_modrm_mem_scaled(e, reg, m, 1);
+}
+
+void emit_modrm_mem_scaled(struct emitter *e, unsigned reg, const struct host_mem *m, unsigned scale)
+{
+	int32_t units = m->disp / (int32_t)scale;
 	unsigned r = (reg & 7) << 3, mod;
 	bool sib = m->base == H_NONE || m->index != H_NONE || (m->base & 7) == 4;
 
@@ -20,7 +26,7 @@ void emit_modrm_mem(struct emitter *e, unsigned reg, const struct host_mem *m)
 		mod = 0;
 	else if (m->disp == 0 && (m->base & 7) != 5)
 		mod = 0;
-	else if (m->disp == (int8_t)m->disp)
+	else if (units == (int8_t)units && units * (int32_t)scale == m->disp)
 		mod = 1;
 	else
 		mod = 2;
@@ -29,7 +35,7 @@ void emit_modrm_mem(struct emitter *e, unsigned reg, const struct host_mem *m)
 		e1(e, m->scale << 6 | (m->index == H_NONE ? 4 : m->index & 7) << 3 |
 		      (m->base == H_NONE ? 5 : m->base & 7));
 	if (mod == 1)
-		e1(e, (uint8_t)m->disp);
+		e1(e, (uint8_t)units);
 	else if (mod == 2 || m->base == H_NONE)
 		e_u32(e, (uint32_t)m->disp);
 }

@@ -37,6 +37,8 @@ static inline void e_u64(struct emitter *e, uint64_t v) { memcpy(e->p, &v, 8); e
 unsigned emit_rex(unsigned reg, const struct host_mem *m, bool w);
 /* ModR/M, SIB and displacement of a memory operand. */
 void emit_modrm_mem(struct emitter *e, unsigned reg, const struct host_mem *m);
+/* Likewise where disp8 counts units of `scale` bytes (EVEX). */
+void emit_modrm_mem_scaled(struct emitter *e, unsigned reg, const struct host_mem *m, unsigned scale);
 /* One-byte opcode with a memory operand / two registers (reg field, rm field). */
 void emit_op_mem(struct emitter *e, bool w, uint8_t opcode, unsigned reg, struct host_mem m);
 /* 0F xx, 32-bit register. */

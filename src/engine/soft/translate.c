@@ -12,6 +12,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "cpu/model.h"
+#include "engine/soft/fp.h"
 #include "engine/soft/mem.h"
 
 #define HWCAP2_FSGSBASE_BIT 2ul
@@ -160,6 +162,14 @@ void translate_counters(const struct vcpu *v, counter_fn *each, void *opaque)
 
 /* --- modes --- */
 
+/* AVX-512's components, if the guest has them enabled; the host has them then (cpu/model.c). */
+static uint32_t fpu_high(const struct vcpu *v)
+{
+	uint64_t on = v->s.xcr0 & cpu_model_xcr0_mask(v->en->model) & XSTATE_AVX512;
+
+	return on == XSTATE_AVX512 ? XSTATE_AVX512 : 0;
+}
+
 static unsigned fp_level(const struct vcpu *v)
 {
 	const struct x86_state *s = &v->s;
@@ -171,7 +181,9 @@ static unsigned fp_level(const struct vcpu *v)
 	/* Unmasked exceptions would be signals of the host. */
 	if ((s->fpu.mxcsr & 0x1f80) != 0x1f80 || (s->fpu.fcw & 0x3f) != 0x3f || (s->fpu.fsw & 0x80))
 		return FP_NONE;
-	return host == FP_AVX && (s->cr4 & CR4_OSXSAVE) && (s->xcr0 & avx) == avx ? FP_AVX : FP_SSE;
+	if (host < FP_AVX || !(s->cr4 & CR4_OSXSAVE) || (s->xcr0 & avx) != avx)
+		return FP_SSE;
+	return fpu_high(v) ? FP_AVX512 : FP_AVX;
 }
 
 /* Writable, expand-up, 4 GiB. */
@@ -214,7 +226,7 @@ static void fpu_prepare(struct vcpu *v)
 	struct x86_xsave *f = &v->s.fpu;
 
 	f->mxcsr &= 0xffff;
-	f->xstate_bv &= 7;
+	f->xstate_bv &= 7 | (cpu_model_xcr0_mask(v->en->model) & XSTATE_AVX512);
 	f->xcomp_bv = 0;
 	memset(f->hdr_rsvd, 0, sizeof f->hdr_rsvd);
 }
@@ -224,8 +236,10 @@ static const struct exit_data *code_run(struct vcpu *v, const uint8_t *target, b
 	struct trans_vcpu *t = trans_of(v);
 	bool live;
 
-	if (fpu)
+	if (fpu) {
 		fpu_prepare(v);
+		v->hot.fpu_high = fpu_high(v);
+	}
 	v->hot.save_flags = (v->s.rflags & 0xff) << 8 | (v->s.rflags >> 11 & 1);	/* parked as well as in RFLAGS */
 	v->hot.fpu_want = fpu;
 	t->enter(v, target);
@@ -254,11 +268,11 @@ static bool miss_fill(struct vcpu *v, const struct exit_data *d, unsigned mode)
 	bool write = d->flags & EXIT_WRITE;
 	uint64_t va = missed_address(v, mode, write);
 
-	if ((d->flags & EXIT_ALIGNED) && (va & (d->size == 32 ? 31 : 15)))
+	if ((d->flags & EXIT_ALIGNED) && (va & (d->size > 16 ? d->size - 1u : 15)))
 		return false;
 	if (!va_canonical(v, va) || (va & ~GUEST_PAGE_MASK) + d->size > GUEST_PAGE_SIZE)
 		return false;
-	return mem_fill(v, va, write);
+	return d->flags & EXIT_MASKED ? mem_fill_quiet(v, va, write) : mem_fill(v, va, write);
 }
 
 /* A group's check failed: fills the TLB if no fault and nothing else that the guest could see comes of it, or goes to

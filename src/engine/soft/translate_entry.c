@@ -34,7 +34,8 @@ static void emit_enter(struct emitter *e)
 	e1(e, 0x0f), e2(e, 0xae, 0x1c), e1(e, 0x24);	/* stmxcsr [rsp] */
 	e3(e, 0x8b, 0x04, 0x24);			/* mov eax, [rsp] */
 	emit_op_mem(e, false, 0x89, H_RAX, hm_gs(OFF_HOT(host_mxcsr)));
-	emit_mov_imm(e, H_RAX, 7);
+	emit_op_mem(e, false, 0x8b, H_RAX, hm_gs(OFF_HOT(fpu_high)));
+	e3(e, 0x83, 0xc8, 7);				/* or eax, 7 */
 	e2(e, 0x31, 0xd2);				/* xor edx, edx */
 	e3(e, 0x65, 0x48, 0x0f), e2(e, 0xae, 0x2c);	/* xrstor64 gs:[fpu] */
 	e1(e, 0x25), e_u32(e, offsetof(struct vcpu, s.fpu));
@@ -52,7 +53,7 @@ static void emit_enter(struct emitter *e)
 
 static void emit_leave(struct emitter *e)
 {
-	uint8_t *skip;
+	uint8_t *skip, *none;
 
 	for (unsigned r = 0; r < 16; r++)
 		if (host_reg_of(r) != H_NONE)
@@ -72,6 +73,12 @@ static void emit_leave(struct emitter *e)
 	e2(e, 0x31, 0xd2);
 	e3(e, 0x65, 0x48, 0x0f), e2(e, 0xae, 0x24);		/* xsave64 gs:[fpu] */
 	e1(e, 0x25), e_u32(e, offsetof(struct vcpu, s.fpu));
+	emit_op_mem(e, false, 0x8b, H_RAX, hm_gs(OFF_HOT(fpu_high)));
+	e2(e, 0x85, 0xc0);					/* test eax, eax */
+	none = emit_jcc8(e, CC_E);
+	e3(e, 0x65, 0x48, 0x0f), e2(e, 0xae, 0x34);		/* xsaveopt64 gs:[fpu]: who reads these asks XSTATE_BV */
+	e1(e, 0x25), e_u32(e, offsetof(struct vcpu, s.fpu));
+	patch8(none, e->p);
 	e2(e, 0xdb, 0xe3);					/* fninit */
 	e3(e, 0x65, 0x0f, 0xae), e2(e, 0x14, 0x25), e_u32(e, OFF_HOT(host_mxcsr));	/* ldmxcsr */
 	e3(e, 0xc5, 0xf8, 0x77);				/* vzeroupper */

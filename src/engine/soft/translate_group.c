@@ -54,7 +54,7 @@ static bool writes_operands_only(const struct insn *in)
 	case X86_PCMPESTRI: case X86_PCMPISTRI: case X86_PCMPESTRM: case X86_PCMPISTRM:	/* ECX */
 		return false;
 	default:
-		return in->row->cls == CLASS_SSE || in->row->cls == CLASS_AVX;
+		return in->row->cls == CLASS_SSE || in->row->cls == CLASS_AVX || in->row->cls == CLASS_AVX512;
 	}
 }
 
@@ -185,7 +185,7 @@ static uint8_t access_operand(struct plan *p, unsigned i)
 	for (unsigned k = 0; k < in->nops; k++)
 		if (in->ops[k].kind == OPK_MEM)
 			o = &in->ops[k];
-	if (!o || !o->size || o->size > 32 || mem_align(in, o->size) > 1 || (in->row->attr & ROW_VSIB))
+	if (!o || !o->size || o->size > 64 || mem_align(in, o->size) > 1 || (in->row->attr & ROW_VSIB))
 		return 0;
 	return access_add(p, i, in->mem.base, in->mem.disp, o->size, o->write || in->lock);
 }

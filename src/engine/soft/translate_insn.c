@@ -23,6 +23,10 @@ static void fields_find(const struct insn *in, struct fields *f)
 	f->reg = (in->modrm >> 3 & 7) | (in->rex & 4 ? 8 : 0);
 	f->rm = (in->modrm & 7) | (in->rex & 1 ? 8 : 0);
 	f->vvvv = in->vvvv;
+	if (in->evex) {
+		f->reg |= in->evex_r ? 16 : 0;
+		f->rm |= in->rex & 2 ? 16 : 0;
+	}
 	f->opreg = (in->opcode & 7) | (in->rex & 1 ? 8 : 0);
 	for (int i = 0; i < in->nops; i++) {
 		const struct operand *o = &in->ops[i];
@@ -103,6 +107,27 @@ static void emit_vex(struct emitter *e, const struct insn *in, const struct fiel
 	e1(e, (in->rex & 8 ? 0x80 : 0) | (~f->vvvv & 15) << 3 | (in->vex_l ? 4 : 0) | pp);
 }
 
+/* What disp8 counts: as the decoder has it. */
+static unsigned disp8_scale(const struct insn *in, const struct fields *f)
+{
+	if (!in->evex)
+		return 1;
+	return in->row->attr & ROW_T1S ? row_mask_element(in->row) : in->ops[f->mem_op].size;
+}
+
+static void emit_evex(struct emitter *e, const struct insn *in, const struct fields *f, const struct host_mem *m,
+		      unsigned rex)
+{
+	unsigned pp = in->mandatory == 0x66 ? 1 : in->mandatory == 0xf3 ? 2 : in->mandatory == 0xf2 ? 3 : 0;
+
+	if (!m && f->rm & 16)
+		rex |= 2;
+	e1(e, 0x62);
+	e1(e, (~rex & 7) << 5 | (f->reg & 16 ? 0 : 0x10) | in->map);
+	e1(e, (in->rex & 8 ? 0x80 : 0) | (~f->vvvv & 15) << 3 | 4 | pp);
+	e1(e, in->evex_z << 7 | in->vex_l << 5 | in->evex_b << 4 | (f->vvvv & 16 ? 0 : 8) | in->evex_mask);
+}
+
 /* INC, DEC 40..4F of 32-bit code: a REX prefix to the host. */
 static void emit_short_inc(struct emitter *e, const struct insn *in, const struct fields *f)
 {
@@ -130,7 +155,9 @@ static void emit_insn(struct emitter *e, const struct insn *in, const struct fie
 		opcode = (opcode & ~7) | (f->opreg & 7);
 		rex |= f->opreg & 8 ? 1 : 0;
 	}
-	if (in->vex) {
+	if (in->evex) {
+		emit_evex(e, in, f, m, rex);
+	} else if (in->vex) {
 		emit_vex(e, in, f, rex);
 	} else {
 		if (m && m->gs)
@@ -145,7 +172,7 @@ static void emit_insn(struct emitter *e, const struct insn *in, const struct fie
 	}
 	e1(e, opcode);
 	if (in->has_modrm && m)
-		emit_modrm_mem(e, f->reg, m);
+		emit_modrm_mem_scaled(e, f->reg, m, disp8_scale(in, f));
 	else if (in->has_modrm)
 		e1(e, 0xc0 | (f->reg & 7) << 3 | (f->rm & 7));
 	memcpy(e->p, f->imm, f->imm_len);
@@ -579,6 +606,7 @@ static bool fp_allowed(const struct block_build *b, const struct insn *in)
 	case CLASS_GPR: case CLASS_VEX_GPR: return true;
 	case CLASS_X87: case CLASS_MMX: case CLASS_SSE: return fp >= FP_SSE;
 	case CLASS_AVX: return fp >= FP_AVX;
+	case CLASS_AVX512: return fp >= FP_AVX512;
 	default: return false;
 	}
 }
@@ -601,10 +629,12 @@ static enum insn_result moffs_translate(struct block_build *b, struct block_insn
 	return INSN_NEXT;
 }
 
-/* VEX fields that 32-bit code ignores and the host would not. */
+/* VEX fields that 32-bit code ignores and the host would not; vector indices. */
 static bool vex_refused(const struct block_build *b, const struct insn *in)
 {
-	return !b->wide && in->vex && ((in->rex & 0xf) || in->vvvv > 7 || in->nops > 3);
+	if (in->row->attr & ROW_VSIB)
+		return true;
+	return !b->wide && in->vex && (in->evex || (in->rex & 0xf) || in->vvvv > 7 || in->nops > 3);
 }
 
 /* Instructions whose memory access is not what the operand says, or that must not run on the host as they are. */
@@ -614,8 +644,6 @@ static bool copy_refused(const struct insn *in)
 	case X86_MASKMOVQ: case X86_MASKMOVDQU: case X86_XLAT: case X86_CLFLUSH:
 	case X86_CLFLUSHOPT: case X86_CLWB: case X86_SALC:
 	case X86_VMASKMOVPS: case X86_VMASKMOVPD: case X86_VPMASKMOVD: case X86_VPMASKMOVQ:
-	case X86_VPGATHERDD: case X86_VPGATHERDQ: case X86_VPGATHERQD: case X86_VPGATHERQQ:
-	case X86_VGATHERDPS: case X86_VGATHERDPD: case X86_VGATHERQPS: case X86_VGATHERQPD:
 	case X86_CLD: case X86_STD: case X86_DAA: case X86_DAS: case X86_AAA: case X86_AAS: case X86_AAD:
 		return true;
 	default:
@@ -633,7 +661,7 @@ static bool operand_memory(const struct insn *in, unsigned *size, bool *write)
 		if (in->ops[i].kind == OPK_MEM) {
 			*size = in->ops[i].size;
 			*write = in->ops[i].write || in->lock;
-			if (!*size || *size > 32)
+			if (!*size || *size > 64)
 				return false;
 		}
 	}
@@ -684,7 +712,7 @@ static enum insn_result copy_checked(struct block_build *b, struct block_insn *b
 	if (copy_refused(in) || vex_refused(b, in) || !fp_allowed(b, in) || !operand_memory(in, &size, &write))
 		return INSN_STEP;
 	if (in->row->cls == CLASS_X87 || in->row->cls == CLASS_MMX || in->row->cls == CLASS_SSE ||
-	    in->row->cls == CLASS_AVX)
+	    in->row->cls == CLASS_AVX || in->row->cls == CLASS_AVX512)
 		fpu_check(b, bi);
 	if (!b->wide && (in->op == X86_VZEROUPPER || in->op == X86_VZEROALL))
 		return zero_eight(b, in->op == X86_VZEROALL);

@@ -148,7 +148,7 @@ unsigned mem_align(const struct insn *in, unsigned size)
 	if (in->op == X86_CMPXCHG16B)
 		return 16;
 	switch (in->row->align) {
-	case ALIGN_VECTOR: return size >= 32 ? 32 : size >= 16 ? 16 : 1;
+	case ALIGN_VECTOR: return size >= 16 ? size : 1;
 	case ALIGN_16: return 16;
 	case ALIGN_64: return 64;
 	default: return 1;
@@ -242,6 +242,8 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 	check(b, bi, size, align, write, retry, again, live);
 	if (align > 1)
 		b->stubs[b->stub_count - 1].data.flags |= EXIT_ALIGNED;
+	if (in->evex_mask)
+		b->stubs[b->stub_count - 1].data.flags |= EXIT_MASKED;
 	if (align > 1 && align < size)
 		align_check(b, bi, align, live);
 	if (operand_direct(b, in)) {

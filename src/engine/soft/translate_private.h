@@ -50,7 +50,7 @@
  * which FP instructions may run as themselves, bit 4 32-bit code (flat CS, SS, DS, ES). */
 #define TMODE_CODE32 0x10u
 #define TMODE_CROSSING 0x20u		/* only in struct tblock: one instruction that crosses into the next page */
-enum { FP_NONE, FP_SSE, FP_AVX };
+enum { FP_NONE, FP_SSE, FP_AVX, FP_AVX512 };
 #define TMODE_PLAIN 0x40u		/* only in struct tblock: every access is checked by itself */
 #define TMODE(tlb, fp) ((unsigned)(tlb) | (unsigned)(fp) << 2)
 #define TMODE_TLB(m) ((m) & 3)
@@ -86,6 +86,7 @@ enum {
 	EXIT_GROUP = 32,	/* MISS: of a group or run; what cannot be filled quietly goes on in the plain block */
 	EXIT_BRANCH = 8,	/* LOOKUP: by a branch that faults where its target is no address; rel: BRANCH_INFO */
 	EXIT_SHARED = 2,	/* LOOKUP: BRANCH_INFO is in hot.branch_info */
+	EXIT_MASKED = 2,	/* MISS: it may be that nothing is accessed */
 	EXIT_POLL = 64,		/* CHAIN: to where the block polls */
 	EXIT_CALL = 128,	/* CHAIN: by a CALL */
 };

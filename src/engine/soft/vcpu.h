@@ -66,6 +66,7 @@ struct vcpu_hot {
 	void *jump[TRANSLATE_MODES];	/* linear RIP -> host code, by translation mode */
 	uint32_t exit_reason;
 	uint32_t host_mxcsr;
+	uint32_t fpu_high;		/* of AVX-512's components, those that live in the host registers as well */
 	uint8_t fpu_live;		/* guest x87/SSE/AVX state is in the host registers */
 	uint8_t fpu_want;		/* load it on entry */
 	uint8_t smap;			/* CR4.SMAP */
