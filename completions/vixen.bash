@@ -14,7 +14,7 @@ _vixen_run()
 {
 	case $prev in
 	--engine) COMPREPLY=($(compgen -W 'auto soft kvm' -- "$cur")) ;;
-	--cpu) COMPREPLY=($(compgen -W 'x86-64-v2 x86-64-v3 host' -- "$cur")) ;;
+	--cpu) COMPREPLY=($(compgen -W 'x86-64-v2 x86-64-v3 x86-64-v4 host' -- "$cur")) ;;
 	--firmware) COMPREPLY=($(compgen -W 'bios uefi' -- "$cur") $(compgen -f -- "$cur")) ;;
 	--net) COMPREPLY=($(compgen -W 'user none' -- "$cur")) ;;
 	--console) COMPREPLY=($(compgen -W 'stdio none file:' -- "$cur")) ;;

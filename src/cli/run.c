@@ -77,7 +77,7 @@ static bool set_engine(void *opaque, const char *v)
 
 static bool set_cpu(void *opaque, const char *v)
 {
-	static const char *const names[] = { "host", "x86-64-v2", "x86-64-v3", NULL };
+	static const char *const names[] = { "host", "x86-64-v2", "x86-64-v3", "x86-64-v4", NULL };
 	((struct run *)opaque)->c.cpu_model = v;
 	return one_of("cpu", v, names);
 }
@@ -230,7 +230,7 @@ static bool set_image(void *opaque, const char *v)
 static const struct option_row options[] = {
 	{ "name", "NAME", "what the machine is called", set_name },
 	{ "engine", "auto|soft|kvm", "how guest code is run (auto: what is best here)", set_engine },
-	{ "cpu", "MODEL", "x86-64-v2, x86-64-v3 or host (default host)", set_cpu },
+	{ "cpu", "MODEL", "x86-64-v2, -v3, -v4 or host (default host)", set_cpu },
 	{ "cpus", "N", "virtual CPUs, 1 to 16 (default 1)", set_cpus },
 	{ "memory", "SIZE", "memory, from 64M on (default 1G)", set_memory },
 	{ "kernel", "FILE", "boot this bzImage, PVH ELF or multiboot file", set_kernel },

@@ -40,6 +40,11 @@ uint32_t cpu_xsave_size(uint64_t mask, bool compacted)
 	return size;
 }
 
+uint32_t cpu_xsave_offset(uint64_t mask, unsigned component, bool compacted)
+{
+	return compacted ? cpu_xsave_size(mask & ((1ull << component) - 1), true) : components[component].offset;
+}
+
 /* The feature bits that live in this leaf. */
 static void features_fill(const struct asked *q, uint32_t out[4])
 {
@@ -77,7 +82,7 @@ static void leaf_7(const struct asked *q, uint32_t out[4])
 	features_fill(q, out);
 	if (q->subleaf != 0)
 		return;
-	out[EAX] = q->model->has[FEATURE_AVX_VNNI];	/* the last subleaf */
+	out[EAX] = q->model->has[FEATURE_AVX_VNNI] || q->model->has[FEATURE_AVX512_BF16];	/* the last subleaf */
 	if (q->s && q->s->cr4 & CR4_PKE)
 		out[ECX] |= 1u << 4;
 }

@@ -1,7 +1,7 @@
 /*
  * Which features a CPU model has.
  *
- *   x86-64-v2, -v3  fixed lists: the psABI level and the system features of such CPUs; GenuineIntel with
+ *   x86-64-v2 to -v4  fixed lists: the psABI level and the system features of such CPUs; GenuineIntel with
  *                   the ARCH_CAPABILITIES that spare Linux page-table isolation and retpolines
  *   max             x86-64-v3 and all else that the soft engine has and the host can run: for tests
  *   host            the engine's features that the host has too, and the host's vendor and family
@@ -48,6 +48,14 @@ static const uint8_t extra[] = {
 	FEATURE_AVX_VNNI,
 };
 
+/* AVX-512: the first five or none, as x86-64-v4 has them; nobody need ask for VL but for them. */
+static const uint8_t avx512[] = {
+	FEATURE_AVX512F, FEATURE_AVX512CD, FEATURE_AVX512BW, FEATURE_AVX512DQ, FEATURE_AVX512VL,
+	FEATURE_AVX512_IFMA, FEATURE_AVX512_VBMI, FEATURE_AVX512_VBMI2, FEATURE_AVX512_VNNI, FEATURE_AVX512_BITALG,
+	FEATURE_AVX512_VPOPCNTDQ, FEATURE_AVX512_BF16, FEATURE_AVX512_FP16,
+};
+#define AVX512_LEVEL4 5u
+
 /* Speculation: a guest's mitigations act on predictors that it does not own here, those of the host cover
  * this process; and retpolines or return thunks would cost a translator dearly. */
 static const uint8_t intel_only[] = { FEATURE_SPEC_CTRL, FEATURE_ARCH_CAPS };
@@ -78,6 +86,23 @@ static bool host_has(enum x86_feature f)
 	return __get_cpuid_count(c->leaf, c->subleaf, &r[0], &r[1], &r[2], &r[3]) && r[c->reg] >> c->bit & 1;
 }
 
+/* Does the host run AVX-512, and save it where struct x86_xsave has it? (AMD's lies elsewhere.) */
+static bool host_avx512(void)
+{
+	uint32_t r[4], lo, hi;
+
+	for (unsigned i = 0; i < AVX512_LEVEL4; i++)
+		if (!host_has(avx512[i]))
+			return false;
+	if (!__get_cpuid(1, &r[0], &r[1], &r[2], &r[3]) || !(r[2] & bit_OSXSAVE))
+		return false;
+	__asm__("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+	for (unsigned i = 5; i <= 7; i++)
+		if (!__get_cpuid_count(0xd, i, &r[0], &r[1], &r[2], &r[3]) || r[1] != cpu_xsave_offset(~0ull, i, false))
+			return false;
+	return (lo & 0xe6) == 0xe6;
+}
+
 static bool in_list(const uint8_t *list, unsigned n, uint8_t feature)
 {
 	return memchr(list, feature, n) != NULL;
@@ -90,24 +115,35 @@ static void vendor_set(struct cpu_model *model, const char *vendor)
 	memcpy(&model->vendor[2], vendor + 8, 4);
 }
 
-static void level_init(struct cpu_model *model, bool v3)
+static void level_init(struct cpu_model *model, char level)
 {
 	ADD(model, platform);
 	ADD(model, level2);
-	if (v3)
+	if (level >= '3')
 		ADD(model, level3);
+	if (level >= '4')
+		features_add(model, avx512, AVX512_LEVEL4);
 	ADD(model, intel_only);
 	vendor_set(model, "GenuineIntel");
 	model->signature = 0x806f8;	/* family 6, model 0x8f */
-	strcpy(model->brand, v3 ? "Vixen virtual CPU, x86-64-v3" : "Vixen virtual CPU, x86-64-v2");
+	strcpy(model->brand, "Vixen virtual CPU, x86-64-v");
+	model->brand[strlen(model->brand)] = level;
+}
+
+static void avx512_add(struct cpu_model *model)
+{
+	for (unsigned i = 0; i < sizeof(avx512); i++)
+		model->has[avx512[i]] = host_has(avx512[i]);
 }
 
 static void max_init(struct cpu_model *model)
 {
-	level_init(model, true);
+	level_init(model, '3');
 	ADD(model, extra);
 	for (unsigned i = 0; i < sizeof(native); i++)
 		model->has[native[i]] = model->has[native[i]] && host_has(native[i]);
+	if (host_avx512())
+		avx512_add(model);
 	strcpy(model->brand, "Vixen virtual CPU, all features");
 }
 
@@ -134,6 +170,8 @@ static void host_init(struct cpu_model *model)
 	ADD(model, extra);
 	for (unsigned f = 1; f < FEATURE_COUNT; f++)
 		model->has[f] = model->has[f] && host_has(f);
+	if (host_avx512())
+		avx512_add(model);
 	ADD(model, platform);
 	host_vendor(model);
 	if (model->amd)
@@ -145,6 +183,9 @@ static void host_init(struct cpu_model *model)
 /* The host must run what the model promises. */
 static int host_check(const struct cpu_model *model, struct error *e)
 {
+	if (model->has[FEATURE_AVX512F] && !host_avx512())
+		return error_set(e, ENOTSUP, "choose --cpu host, or x86-64-v3", "set up the CPU model",
+				 "this host has no AVX-512, or keeps its state as AMD's CPUs do");
 	for (unsigned f = 1; f < FEATURE_COUNT; f++) {
 		if (model->has[f] && in_list(native, sizeof(native), f) && !host_has(f))
 			return error_set(e, ENOTSUP, "choose --cpu host, or x86-64-v2", "set up the CPU model",
@@ -166,11 +207,11 @@ int cpu_model_new(struct cpu_model **out, const struct cpu_model_config *cfg, st
 		host_init(model);
 	} else if (!strcmp(cfg->name, "max")) {
 		max_init(model);
-	} else if (!strcmp(cfg->name, "x86-64-v2") || !strcmp(cfg->name, "x86-64-v3")) {
-		level_init(model, cfg->name[8] == '3');
+	} else if (!strcmp(cfg->name, "x86-64-v2") || !strcmp(cfg->name, "x86-64-v3") || !strcmp(cfg->name, "x86-64-v4")) {
+		level_init(model, cfg->name[8]);
 	} else {
 		free(model);
-		return error_set(e, EINVAL, "the models are x86-64-v2, x86-64-v3, host and max", "set up the CPU model",
+		return error_set(e, EINVAL, "the models are x86-64-v2, x86-64-v3, x86-64-v4, host and max", "set up the CPU model",
 				 "there is no model '%.32s'", cfg->name);
 	}
 	strcpy(model->name, cfg->name);
@@ -231,6 +272,8 @@ uint64_t cpu_model_xcr0_mask(const struct cpu_model *model)
 
 	if (model->has[FEATURE_AVX])
 		mask |= 4;
+	if (model->has[FEATURE_AVX512F])
+		mask |= 0xe0;
 	if (model->has[FEATURE_PKU])
 		mask |= 0x200;
 	return mask;

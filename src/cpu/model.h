@@ -17,7 +17,7 @@
 struct cpu_model;
 
 struct cpu_model_config {
-	const char *name;	/* "x86-64-v2", "x86-64-v3", "host", "max" */
+	const char *name;	/* "x86-64-v2" to "-v4", "host", "max" */
 	uint64_t tsc_hz;	/* for leaves 0x15, 0x16, 0x40000010 */
 	uint32_t kvm_features;	/* leaf 0x40000001 EAX: bits 0 and 3 if the kvmclock MSRs are wired; else 0 */
 };
@@ -48,5 +48,7 @@ void cpu_model_each(const struct cpu_model *model, unsigned vcpu, unsigned vcpus
 
 /* Bytes of the XSAVE area for the components in mask. */
 uint32_t cpu_xsave_size(uint64_t mask, bool compacted);
+/* Where component 2, 5, 6, 7 or 9 lies in an area that was compacted for mask, or in the standard format. */
+uint32_t cpu_xsave_offset(uint64_t mask, unsigned component, bool compacted);
 
 #endif

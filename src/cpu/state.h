@@ -10,6 +10,7 @@
 #define VIXEN_CPU_STATE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
@@ -107,9 +108,15 @@ struct x86_xsave {
 			uint8_t rsvd1[96];
 			uint64_t xstate_bv, xcomp_bv, hdr_rsvd[6];
 			union { uint8_t b[16]; uint32_t d[4]; uint64_t q[2]; float f[4]; double lf[2]; } ymmh[16];
+			uint8_t rsvd2[256];
+			uint64_t opmask[8];
+			struct { uint8_t b[32]; } zmmh[16];
+			struct { uint8_t b[64]; } zmm16[16];	/* ZMM16-31 */
 		};
 	};
 } __attribute__((aligned(64)));
+
+_Static_assert(offsetof(struct x86_xsave, opmask) == 1088 && offsetof(struct x86_xsave, zmm16) == 1664, "SDM's offsets");
 
 /* What the vCPU is doing besides running. */
 enum x86_activity { ACTIVITY_RUNNING, ACTIVITY_HALTED, ACTIVITY_WAIT_SIPI, ACTIVITY_SHUTDOWN };

@@ -28,7 +28,7 @@ struct block;
 
 struct board_config {
 	const struct engine_ops *engine;
-	const char *cpu_model;		/* "x86-64-v2", "x86-64-v3", "host" */
+	const char *cpu_model;		/* "x86-64-v2" to "-v4", "host" */
 	unsigned vcpus;			/* 1..16 */
 	uint64_t ram_bytes;		/* multiple of 4 KiB, from BOARD_RAM_MIN */
 	bool interpret_only;

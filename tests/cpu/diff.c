@@ -145,6 +145,12 @@ static void normalise(struct diff_state *s, bool wide, bool native)
 		memset(f->xmm, 0, sizeof f->xmm);
 	if (!(f->xstate_bv & 4))
 		memset(f->ymmh, 0, sizeof f->ymmh);
+	if (!(f->xstate_bv & 0x20))
+		memset(f->opmask, 0, sizeof f->opmask);
+	if (!(f->xstate_bv & 0x40))
+		memset(f->zmmh, 0, sizeof f->zmmh);
+	if (!(f->xstate_bv & 0x80))
+		memset(f->zmm16, 0, sizeof f->zmm16);
 	f->xstate_bv = 0;
 }
 
@@ -152,7 +158,7 @@ static bool same(const struct diff_state *a, const struct diff_state *b, uint64_
 {
 	return !memcmp(a->gpr, b->gpr, sizeof a->gpr) && a->rip == b->rip && !((a->rflags ^ b->rflags) & flags) &&
 	       a->vector == b->vector && a->error == b->error && a->cr2 == b->cr2 && !memcmp(a->fpu, b->fpu, 416) &&
-	       !memcmp(a->fpu + 576, b->fpu + 576, 256);
+	       !memcmp(a->fpu + 576, b->fpu + 576, 256) && !memcmp(a->fpu + 1088, b->fpu + 1088, XSAVE_BYTES - 1088);
 }
 
 static bool memory_same(struct session *d, struct soft *s)
@@ -228,6 +234,16 @@ static void print_states(const struct diff_state *in, const struct diff_state *n
 		print_bytes("xmm", i, fi->xmm[i].b, fn->xmm[i].b, fs->xmm[i].b);
 	for (unsigned i = 0; i < 16; i++)
 		print_bytes("ymmh", i, fi->ymmh[i].b, fn->ymmh[i].b, fs->ymmh[i].b);
+	for (unsigned i = 0; i < 8; i++) {
+		char name[3] = { 'k', (char)('0' + i), 0 };
+		print_q(name, fi->opmask[i], fn->opmask[i], fs->opmask[i]);
+	}
+	for (unsigned i = 0; i < 32; i++)
+		print_bytes("zmmh, halves: ", i, fi->zmmh[i / 2].b + i % 2 * 16, fn->zmmh[i / 2].b + i % 2 * 16,
+			    fs->zmmh[i / 2].b + i % 2 * 16);
+	for (unsigned i = 0; i < 64; i++)
+		print_bytes("zmm16.., quarters: ", i, fi->zmm16[i / 4].b + i % 4 * 16, fn->zmm16[i / 4].b + i % 4 * 16,
+			    fs->zmm16[i / 4].b + i % 4 * 16);
 }
 
 static void print_memory(struct session *d, unsigned e)
@@ -248,6 +264,8 @@ static void print_memory(struct session *d, unsigned e)
 static void print_context(const struct diff_state *in)
 {
 	const struct x86_xsave *f = (const void *)in->fpu;
+	for (unsigned i = 0; i < 8; i++)
+		printf("%s k%u=%llx", i ? "" : " ", i, (unsigned long long)f->opmask[i]);
 	printf("  mxcsr %x fcw %x fsw %x ftw %x rflags %llx", f->mxcsr, f->fcw, f->fsw, f->ftw_abridged,
 	       (unsigned long long)in->rflags);
 	for (unsigned i = 0; i < 16; i++)
@@ -416,7 +434,7 @@ static void usage(void)
 
 static void session_init(struct session *d, const char *engines, struct cpu_model *model)
 {
-	d->native = native_new();
+	d->native = native_new(cpu_model_xcr0_mask(model) & 0xe7);
 	if (!d->native) {
 		perror("diff: start the native child");
 		exit(2);

@@ -55,7 +55,7 @@
 #define FS_BASE (DATA_VA + 0x340)
 #define GS_BASE (DATA_VA + 0x1560)
 #define VSYSCALL_VA 0xffffffffff600000ull
-#define XSAVE_BYTES 832u		/* x87, SSE, AVX: standard format */
+#define XSAVE_BYTES 2688u		/* x87, SSE, AVX, AVX-512: standard format */
 #define VECTOR_EXIT 0xff		/* ran to its end */
 /* Selectors as Linux has them, and two of the LDT. */
 #define SEL_CODE32 0x23u
@@ -96,7 +96,8 @@ extern const struct area diff_areas[AREAS];
 
 /* --- diff_native.c --- */
 struct native;
-struct native *native_new(void);	/* NULL: errno says why */
+/* components: of XSAVE, which cases have. NULL: errno says why. */
+struct native *native_new(uint64_t components);
 void native_free(struct native *n);
 struct diff_shared *native_shared(struct native *n);
 /* Runs cases [first, first + count) on shared->in; false: the child died at case *at. */
@@ -119,10 +120,10 @@ struct gen {
 	const struct cpu_model *model;
 	bool wide;			/* the case is 64-bit code */
 	struct rows {
-		unsigned row[2048], n;
+		unsigned row[4096], n;
 		unsigned common[512], ncommon;	/* those that compilers use most */
 	} rows[2];			/* of 32-bit code, of 64-bit code */
-	uint32_t tried[2][2048];	/* how often */
+	uint32_t tried[2][4096];	/* how often */
 	unsigned base;			/* register that a sequence's accesses share; INSN_REG_NONE: each has its own */
 	uint64_t base_value;
 	uint64_t slot_va;

@@ -153,10 +153,29 @@ static void string_registers(const struct insn *in, const struct diff_state *nat
 
 static void mask_widen(struct x86_xsave *f, unsigned reg, bool wide, bool ymm)
 {
+	memset(f->zmmh[reg].b, 0, sizeof f->zmmh[reg].b);
 	for (unsigned half = 0; half < 2; half++) {
 		uint32_t *d = half ? f->ymmh[reg].d : f->xmm[reg].d;
 		for (unsigned i = 0; i < 4; i++)
 			d[i] = half && !ymm ? 0 : 0 - (d[wide ? i | 1 : i] >> 31);
+	}
+}
+
+/* AVX-512's: what is above the destination may be cleared already. */
+static void gather_above(const struct insn *in, struct diff_state *native, struct diff_state *soft)
+{
+	unsigned reg = in->ops[0].reg, index = in->opcode & 1 ? 8 : 4, size = in->rex & 8 ? 8 : 4;
+	unsigned used = (16u << in->vex_l) / (index > size ? index : size) * size;
+	struct x86_xsave *f[2] = { fpu_of(native), fpu_of(soft) };
+	if (in->ops[0].kind == OPK_MEM)
+		return;
+	for (unsigned i = used; i < 64; i++) {
+		uint8_t *at[2];
+		for (unsigned k = 0; k < 2; k++)
+			at[k] = reg >= 16 ? &f[k]->zmm16[reg - 16].b[i] : i < 16 ? &f[k]->xmm[reg].b[i] :
+				i < 32 ? &f[k]->ymmh[reg].b[i - 16] : &f[k]->zmmh[reg].b[i - 32];
+		if (!*at[0])
+			*at[1] = 0;
 	}
 }
 
@@ -166,6 +185,10 @@ static void gather_registers(const struct insn *in, struct diff_state *native, s
 {
 	if (!(in->row->attr & ROW_VSIB))
 		return;
+	if (in->evex) {
+		gather_above(in, native, soft);
+		return;
+	}
 	bool wide = in->rex & 8;		/* W: elements of 8 bytes */
 	bool ymm = in->vex_l && !((in->opcode & 1) && !wide);	/* four indices of 8 bytes gather 16 bytes */
 	mask_widen(fpu_of(native), in->vvvv, wide, ymm);
@@ -173,6 +196,8 @@ static void gather_registers(const struct insn *in, struct diff_state *native, s
 	const uint64_t *above = fpu_of(native)->ymmh[in->ops[0].reg].q;
 	if (!ymm && !above[0] && !above[1])
 		memset(fpu_of(soft)->ymmh[in->ops[0].reg].b, 0, 16);
+	if (!memcmp(fpu_of(native)->zmmh[in->ops[0].reg].b, (uint8_t[32]){ 0 }, 32))
+		memset(fpu_of(soft)->zmmh[in->ops[0].reg].b, 0, 32);
 }
 
 /* Which byte of a page that is missing CR2 names, and which page, if many are. */
@@ -180,7 +205,8 @@ static void fault_address(const struct insn *in, const struct diff_case *c, cons
 			  struct diff_state *soft)
 {
 	uint64_t a = native->cr2 & ~0xfffull, b = soft->cr2 & ~0xfffull;
-	if (native->vector == EXC_PF && ((c->many_fields && a - b + 0x1000 <= 0x2000) || (in && masked_move(in) && a == b)))
+	bool masked = in && (masked_move(in) || in->evex_mask);
+	if (native->vector == EXC_PF && ((c->many_fields && a - b + 0x1000 <= 0x2000) || (masked && a == b)))
 		soft->cr2 = native->cr2;
 }
 

@@ -60,6 +60,55 @@ static void encode_vex(struct gen *g, const struct x86_opcode *r, uint8_t **p)
 	*(*p)++ = (uint8_t)(w << 7 | vvvv << 3 | l << 2 | pp);
 }
 
+static bool has_operand_at(const struct x86_opcode *r, enum operand_where where)
+{
+	for (unsigned i = 0; i < INSN_MAX_OPS; i++)
+		if (x86_operand_specs[r->operand[i]].where == where)
+			return true;
+	return false;
+}
+
+static unsigned pick_length(struct gen *g, const struct x86_opcode *r)
+{
+	if (r->attr & ROW_L12)
+		return 1 + gen_below(g, 2);
+	return r->attr & ROW_L0 ? 0 : r->attr & ROW_L1 ? 1 : r->attr & ROW_L2 ? 2 : gen_below(g, 3);
+}
+
+/* R, X, B, R' (inverted), as far as they make no other instruction. */
+static unsigned pick_rxb(struct gen *g, const struct x86_opcode *r)
+{
+	unsigned rxb = gen_below(g, 16);
+
+	if (!g->wide)
+		rxb |= 12;		/* else it is BOUND */
+	if (has_operand_at(r, AT_KG) || has_operand_at(r, AT_G))
+		rxb |= 9;		/* no such register */
+	return rxb;
+}
+
+/* Mostly valid. */
+static void encode_evex(struct gen *g, const struct x86_opcode *r, bool regs, uint8_t **p)
+{
+	unsigned pp = r->prefixes & PREFIX_P66 ? 1 : r->prefixes & PREFIX_F3 ? 2 : r->prefixes & PREFIX_F2 ? 3 : 0;
+	unsigned w = r->attr & ROW_W0 ? 0 : r->attr & ROW_W1 ? 1 : gen_below(g, 2), l = pick_length(g, r);
+	unsigned v = has_operand_at(r, AT_H) || gen_one_in(g, 32) ? gen_below(g, 32) : 0, rxb = pick_rxb(g, r);
+	unsigned mask = r->attr & ROW_MASK && (r->attr & ROW_KR || !gen_one_in(g, 4)) ? gen_below(g, 8) : 0, z = 0;
+	bool b = r->attr & (regs ? ROW_ER | ROW_SAE : ROW_BROADCAST) && gen_one_in(g, 3);
+	if (r->attr & ROW_VSIB)
+		v = gen_below(g, 2) << 4;
+	if (!g->wide)
+		v &= 15;
+	if (mask && !(r->attr & ROW_KM) && gen_one_in(g, 3))
+		z = 1;
+	if (b && regs)
+		l = gen_below(g, 4);
+	*(*p)++ = 0x62;
+	*(*p)++ = (uint8_t)(rxb << 4 | r->map);
+	*(*p)++ = (uint8_t)(w << 7 | (~v & 15) << 3 | 4 | pp);
+	*(*p)++ = (uint8_t)(z << 7 | l << 5 | b << 4 | (v & 16 ? 0 : 8) | mask);
+}
+
 /* Prefixes that the next ones undo: REX not right before the opcode, F2 and F3 before the other. */
 static void encode_dead(struct gen *g, bool rep, uint8_t **p)
 {
@@ -145,15 +194,17 @@ static bool code_safe(const struct insn *in)
 /* At most 15 bytes + random tail at p; decoded into *in. */
 static bool encode(struct gen *g, const struct x86_opcode *r, uint8_t *p, struct insn *in, uint8_t **modrm)
 {
-	uint8_t *w = p;
-	if (r->vex)
+	uint8_t *w = p, m = encode_modrm(g, r);
+	if (r->vex == ENCODING_EVEX)
+		encode_evex(g, r, m >= 0xc0, &w);
+	else if (r->vex)
 		encode_vex(g, r, &w);
 	else
 		encode_legacy(g, r, &w);
 	*w++ = r->opcode;
 	*modrm = w;
 	if (r->modrm_forms)
-		*w++ = encode_modrm(g, r);
+		*w++ = m;
 	for (unsigned i = 0; i < 14; i++)
 		*w++ = (uint8_t)gen_u64(g);
 	if (insn_decode(in, p, (unsigned)(w - p), mode_of(g)) != DECODE_OK || in->row != r)
@@ -260,6 +311,23 @@ static void avoid_code(const struct insn *in, uint64_t *gpr)
 		gpr[in->mem.base] = 0;
 }
 
+/* Of gathers and scatters: near each other, mostly. */
+static void aim_indices(struct gen *g, const struct insn *in, struct x86_xsave *f)
+{
+	unsigned reg = in->mem.index, wide = in->opcode & 1;	/* 91, 93: quadword indices */
+	uint32_t d[16];
+	for (unsigned i = 0; i < 16; i++)
+		d[i] = wide && (i & 1) ? 0 : gen_below(g, 64) * (gen_one_in(g, 16) ? 64 : 1) + (i >= 4 ? 64 : 0);
+	if (reg >= 16) {
+		memcpy(f->zmm16[reg - 16].b, d, 64);
+		return;
+	}
+	memcpy(f->xmm[reg].b, d, 16);
+	memcpy(f->ymmh[reg].b, d + 4, 16);
+	if (f->xstate_bv & 0x40)
+		memcpy(f->zmmh[reg].b, d + 8, 32);
+}
+
 /* Turns displacement or base so that the operand is at `target`. */
 static void aim(struct gen *g, struct insn *in, uint8_t *code, const uint8_t *modrm, uint64_t va, uint64_t *gpr,
 		uint64_t target, uint8_t *fpu)
@@ -288,15 +356,8 @@ static void aim(struct gen *g, struct insn *in, uint8_t *code, const uint8_t *mo
 		}
 		gpr[in->mem.base] = cut(g, offset - index - (uint64_t)in->mem.disp);
 	}
-	if (in->row->attr & ROW_VSIB) {
-		struct x86_xsave *f = (struct x86_xsave *)fpu;
-		for (unsigned i = 0; i < 4; i++) {
-			uint32_t near = gen_below(g, 64) * (gen_one_in(g, 16) ? 64 : 1);
-			bool wide = in->opcode & 1;	/* 91, 93: quadword indices */
-			f->xmm[in->mem.index].d[i] = wide && (i & 1) ? 0 : near;
-			f->ymmh[in->mem.index].d[i] = wide && (i & 1) ? 0 : near + 64;
-		}
-	}
+	if (in->row->attr & ROW_VSIB)
+		aim_indices(g, in, (struct x86_xsave *)fpu);
 }
 
 /* Jumps go into the slot's INT3s: before the code or behind it. */
@@ -386,7 +447,8 @@ static void gen_single(struct gen *g, struct diff_case *c, struct diff_state *s)
 	c->insns = 1;
 	c->dot_product = is_dot_product(&in);
 	c->flags_undefined = in.row->flags_undefined;
-	c->many_fields = m && (m->size == 0 || m->size > 10) && in.row->cls != CLASS_SSE && in.row->cls != CLASS_AVX;
+	c->many_fields = m && (m->size == 0 || m->size > 10) && in.row->cls != CLASS_SSE && in.row->cls != CLASS_AVX &&
+			 in.row->cls != CLASS_AVX512;
 }
 
 /* --- sequences --- */

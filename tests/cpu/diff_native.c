@@ -59,6 +59,8 @@ struct native_frame {
 };
 extern struct native_frame diff_frame;
 struct native_frame diff_frame;
+extern uint32_t diff_components;	/* of XSAVE */
+uint32_t diff_components;
 static volatile struct { uint64_t rip, cr2; uint32_t vector, error; } trap;
 
 void diff_enter(void);
@@ -75,7 +77,7 @@ __asm__(
 	"	mov $0x20000340, %eax\n"
 	"	wrfsbase %rax\n"
 	"	mov 160+diff_frame(%rip), %rcx\n"
-	"	mov $7, %eax\n"
+	"	mov diff_components(%rip), %eax\n"
 	"	xor %edx, %edx\n"
 	"	xrstor64 (%rcx)\n"
 	"	push 128+diff_frame(%rip)\n"
@@ -122,7 +124,7 @@ __asm__(
 	"	push $2\n"
 	"	popfq\n"
 	"	mov 168+diff_frame(%rip), %rcx\n"
-	"	mov $7, %eax\n"
+	"	mov diff_components(%rip), %eax\n"
 	"	xor %edx, %edx\n"
 	"	xsave64 (%rcx)\n"
 	"	fninit\n"
@@ -263,11 +265,12 @@ static void child_stop(struct native *n)
 	waitpid(n->child, NULL, 0);
 }
 
-struct native *native_new(void)
+struct native *native_new(uint64_t components)
 {
 	struct native *n = calloc(1, sizeof *n);
 	if (!n)
 		return NULL;
+	diff_components = (uint32_t)components;
 	n->memory = (int)syscall(SYS_memfd_create, "diff", 1u);
 	if (n->memory < 0 || ftruncate(n->memory, sizeof *n->shared) < 0)
 		goto fail;

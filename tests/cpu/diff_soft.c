@@ -97,7 +97,6 @@ static void state_user(struct x86_state *s)
 	s->cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_ET | CR0_WP | CR0_MP | CR0_AM;
 	s->cr3 = GPA_TABLES;
 	s->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE | CR4_PGE;
-	s->xcr0 = 7;
 	s->efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
 	for (unsigned i = 0; i < SEG_COUNT; i++)
 		s->seg[i] = (struct x86_segment){ .limit = ~0u, .selector = SEL_DATA, .attr = 0xc0f3 };
@@ -127,6 +126,7 @@ struct soft *soft_new(const struct cpu_model *model, bool interpret_only)
 	memory_init(s);
 	engine_soft.get_state(s->v, &s->user);
 	state_user(&s->user);
+	s->user.xcr0 = cpu_model_xcr0_mask(model) & 0xe7;
 	engine_soft.set_state(s->v, &s->user);
 	return s;
 }

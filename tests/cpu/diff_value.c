@@ -92,6 +92,26 @@ void gen_stack(struct gen *g, uint8_t *p)
 	}
 }
 
+static void vectors_fill(struct gen *g, uint8_t *p, unsigned n)
+{
+	for (unsigned i = 0; i < n; i += 32) {
+		uint64_t r = gen_u64(g);
+		memcpy(p + i, g->vector[r % VECTOR_VALUES].b, 16);
+		memcpy(p + i + 16, g->vector[(r >> 32) % VECTOR_VALUES].b, 16);
+	}
+}
+
+static void avx512_fill(struct gen *g, struct x86_xsave *f)
+{
+	vectors_fill(g, f->zmmh[0].b, sizeof f->zmmh);
+	vectors_fill(g, f->zmm16[0].b, sizeof f->zmm16);
+	for (unsigned i = 0; i < 8; i++) {
+		uint64_t r = gen_u64(g);
+		f->opmask[i] = gen_one_in(g, 4) ? 0 : gen_one_in(g, 3) ? ~0ull : gen_one_in(g, 2) ? r & r >> 21 & r >> 42 : r;
+	}
+	f->xstate_bv |= 0xe0;
+}
+
 void gen_fpu(struct gen *g, uint8_t *fpu)
 {
 	struct x86_xsave *f = (struct x86_xsave *)fpu;
@@ -119,5 +139,7 @@ void gen_fpu(struct gen *g, uint8_t *fpu)
 		memcpy(f->ymmh[i].b, g->vector[(r >> 32) % VECTOR_VALUES].b, 16);
 	}
 	f->xstate_bv = 7;
+	if (cpu_model_has(g->model, FEATURE_AVX512F))
+		avx512_fill(g, f);
 }
 

@@ -339,9 +339,9 @@ static void model_check(const char *name)
 	}
 	if (cpu_model_has(model, FEATURE_AVX)) {
 		cpu_model_cpuid(model, 0xd, 0, &s, 0, 1, r);
-		assert_int_equal(r[0], 7);
+		assert_int_equal(r[0], cpu_model_has(model, FEATURE_AVX512F) ? 0xe7 : 7);
 		assert_int_equal(r[1], 576);
-		assert_int_equal(r[2], 832);
+		assert_int_equal(r[2], cpu_model_has(model, FEATURE_AVX512F) ? 2688 : 832);
 		s.xcr0 = 7;
 		cpu_model_cpuid(model, 0xd, 0, &s, 0, 1, r);
 		assert_int_equal(r[1], 832);
@@ -352,11 +352,13 @@ static void model_check(const char *name)
 		assert_int_equal(r[1], 576);
 	}
 	cpu_model_cpuid(model, 0x7, 0, &s, 0, 1, r);
-	assert_int_equal(r[1] & (1u << 4 | 1u << 11 | 1u << 16), 0);	/* HLE, RTM, AVX512F */
-	assert_int_equal(r[0], cpu_model_has(model, FEATURE_AVX_VNNI));		/* the last subleaf */
+	assert_int_equal(r[1] & (1u << 4 | 1u << 11), 0);	/* HLE, RTM */
+	assert_int_equal(r[1] >> 16 & 1, cpu_model_has(model, FEATURE_AVX512F));
+	assert_int_equal(r[0], cpu_model_has(model, FEATURE_AVX_VNNI) || cpu_model_has(model, FEATURE_AVX512_BF16));
 	assert_int_equal(r[2] >> 8 & 1, cpu_model_has(model, FEATURE_GFNI));
 	cpu_model_cpuid(model, 0x7, 1, &s, 0, 1, r);
-	assert_int_equal(r[0], (unsigned)cpu_model_has(model, FEATURE_AVX_VNNI) << 4);
+	assert_int_equal(r[0], (unsigned)cpu_model_has(model, FEATURE_AVX_VNNI) << 4 |
+			 (unsigned)cpu_model_has(model, FEATURE_AVX512_BF16) << 5);
 	cpu_model_cpuid(model, 0xa, 0, &s, 0, 1, r);
 	assert_int_equal(r[0], 0);
 	cpu_model_cpuid(model, 0x12345678, 0, &s, 0, 1, r);
@@ -388,6 +390,11 @@ static void test_xsave_size(void **state)
 	assert_int_equal(cpu_xsave_size(7, true), 832);
 	assert_int_equal(cpu_xsave_size(0x207, false), 2696);
 	assert_int_equal(cpu_xsave_size(0x207, true), 840);
+	assert_int_equal(cpu_xsave_size(0xe7, false), 2688);
+	assert_int_equal(cpu_xsave_size(0xe7, true), 2432);
+	assert_int_equal(cpu_xsave_offset(0xe7, 7, false), 1664);
+	assert_int_equal(cpu_xsave_offset(0xe7, 7, true), 1408);
+	assert_int_equal(cpu_xsave_offset(0xa3, 7, true), 640);
 }
 
 static void test_msrs(void **state)

@@ -11,7 +11,7 @@
 #define CR4_OSXSAVE 0x40000ull
 
 enum { UD = 6, NM = 7, GP = 13 };
-enum kind { GPR, X87, WAIT, MMX, SSE, AVX };
+enum kind { GPR, X87, WAIT, MMX, SSE, AVX, AVX512 };
 
 static uint64_t buf[8] __attribute__((aligned(64)));
 
@@ -52,6 +52,11 @@ INSN(vpaddd, "vpaddd %%ymm1, %%ymm0, %%ymm0")
 INSN(vfmadd, "vfmadd231ps %%ymm1, %%ymm0, %%ymm0")
 INSN(vcvtph2ps, "vcvtph2ps %%xmm1, %%ymm0")
 INSN(vaes256, "vaesenc %%ymm1, %%ymm0, %%ymm0")
+INSN(gfni, "gf2p8mulb %%xmm1, %%xmm0")
+INSN(kmovw, "kmovw %%eax, %%k1")
+INSN(vpord, "vpord (%0), %%zmm0, %%zmm20")
+INSN(vpaddb, "vpaddb %%ymm1, %%ymm17, %%ymm0")
+INSN(vaes512, "vaesenc %%zmm1, %%zmm0, %%zmm0")
 
 /* The CPUID bit that says an instruction exists; leaf 0: always there. */
 static const struct probe {
@@ -74,11 +79,16 @@ static const struct probe {
 	{ "vzeroupper", vzeroupper, AVX, 1, 2, 28 }, { "vaesenc", vaesenc, AVX, 1, 2, 25 },
 	{ "vpaddd ymm", vpaddd, AVX, 7, 1, 5 }, { "vfmadd231ps", vfmadd, AVX, 1, 2, 12 },
 	{ "vcvtph2ps", vcvtph2ps, AVX, 1, 2, 29 }, { "vaesenc ymm", vaes256, AVX, 7, 2, 9 },
+	{ "gf2p8mulb", gfni, SSE, 7, 2, 8 }, { "kmovw", kmovw, AVX512, 7, 1, 16 },
+	{ "vpord zmm", vpord, AVX512, 7, 1, 16 }, { "vpaddb ymm17", vpaddb, AVX512, 7, 1, 30 },
+	{ "vaesenc zmm", vaes512, AVX512, 7, 2, 9 },
 };
 
 static bool exists(const struct probe *p)
 {
 	if (p->kind == AVX && !cpu_has(1, 2, 28))
+		return false;
+	if (p->kind == AVX512 && !cpu_has(7, 1, 16))
 		return false;
 	return !p->leaf || cpu_has(p->leaf, p->reg, p->bit);
 }
@@ -88,8 +98,10 @@ static void xsetbv(uint64_t value)
 	__asm__ volatile("xsetbv" : : "c"(0), "a"((uint32_t)value), "d"(0));
 }
 
+static void xsetbv_probe(void *p) { xsetbv((uint64_t)p); }
+
 /* Runs every probe; want[kind]: what becomes of those that exist. */
-static void round_of(const char *what, uint64_t cr0, uint64_t cr4, const int want[6])
+static void round_of(const char *what, uint64_t cr0, uint64_t cr4, const int want[7])
 {
 	uint64_t old0 = READ_CR(0), old4 = READ_CR(4);
 
@@ -161,19 +173,27 @@ int main(void)
 	if (xsave) {
 		cr4 |= CR4_OSXSAVE;
 		WRITE_CR(4, cr4);
-		xsetbv(cpu_has(1, 2, 28) ? 7 : 3);
+		xsetbv(cpu_has(7, 1, 16) ? 0xe7 : cpu_has(1, 2, 28) ? 7 : 3);
 	}
-	round_of("as it should be", cr0, cr4, (int[]){ -1, -1, -1, -1, -1, -1 });
-	round_of("CR0.TS", cr0 | CR0_TS, cr4, (int[]){ -1, NM, NM, NM, NM, NM });
-	round_of("CR0.TS without MP", (cr0 | CR0_TS) & ~CR0_MP, cr4, (int[]){ -1, NM, -1, NM, NM, NM });
-	round_of("CR0.EM", cr0 | CR0_EM, cr4, (int[]){ -1, NM, -1, UD, UD, -1 });
-	round_of("CR4.OSFXSR clear", cr0, cr4 & ~CR4_OSFXSR, (int[]){ -1, -1, -1, -1, UD, -1 });
-	round_of("CR4.OSXSAVE clear", cr0, cr4 & ~CR4_OSXSAVE, (int[]){ -1, -1, -1, -1, -1, UD });
+	round_of("as it should be", cr0, cr4, (int[]){ -1, -1, -1, -1, -1, -1, -1 });
+	round_of("CR0.TS", cr0 | CR0_TS, cr4, (int[]){ -1, NM, NM, NM, NM, NM, NM });
+	round_of("CR0.TS without MP", (cr0 | CR0_TS) & ~CR0_MP, cr4, (int[]){ -1, NM, -1, NM, NM, NM, NM });
+	round_of("CR0.EM", cr0 | CR0_EM, cr4, (int[]){ -1, NM, -1, UD, UD, -1, -1 });
+	round_of("CR4.OSFXSR clear", cr0, cr4 & ~CR4_OSFXSR, (int[]){ -1, -1, -1, -1, UD, -1, -1 });
+	round_of("CR4.OSXSAVE clear", cr0, cr4 & ~CR4_OSXSAVE, (int[]){ -1, -1, -1, -1, -1, UD, UD });
+	if (xsave && cpu_has(7, 1, 16)) {
+		static const uint8_t bad[] = { 0x27, 0x67, 0xc7, 0xe3, 0xe1 };
+
+		for (unsigned i = 0; i < sizeof bad; i++)
+			check(try(xsetbv_probe, (void *)(uint64_t)bad[i]) == GP, "XCR0", "%x", bad[i]);
+		xsetbv(7);
+		round_of("XCR0 without AVX-512", cr0, cr4, (int[]){ -1, -1, -1, -1, -1, -1, UD });
+	}
 	if (xsave) {
 		xsetbv(3);
-		round_of("XCR0 without AVX", cr0, cr4, (int[]){ -1, -1, -1, -1, -1, UD });
+		round_of("XCR0 without AVX", cr0, cr4, (int[]){ -1, -1, -1, -1, -1, UD, UD });
 		xsetbv(1);
-		round_of("XCR0 with x87 alone", cr0, cr4, (int[]){ -1, -1, -1, -1, -1, UD });
+		round_of("XCR0 with x87 alone", cr0, cr4, (int[]){ -1, -1, -1, -1, -1, UD, UD });
 	}
 	old_scans();
 	wide_bases();

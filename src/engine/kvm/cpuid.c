@@ -50,6 +50,8 @@ static void entry_limit(struct kvm_cpuid_entry2 *g, const struct kvm_cpuid_entry
 			g->ebx &= h->ebx;
 			g->ecx &= h->ecx;
 			g->edx &= h->edx;
+		} else {
+			g->eax &= h->eax;
 		}
 		break;
 	case 0xd:

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#include "cpu/model.h"
 #include "cpu/msr.h"
 #include "engine/kvm/kvm_private.h"
 
@@ -195,8 +196,13 @@ void kvm_regs_set(struct vcpu *v, const struct x86_state *s)
 
 /* --- FPU --- */
 
-/* Up to AVX the standard format is the same everywhere, and no model of ours has more; behind it AMD and Intel differ. */
+/* Up to AVX the standard format is the same everywhere. Behind it AMD and Intel differ: a model has AVX-512 only where
+ * the host's layout is ours (cpu/model.c). */
 #define XSAVE_SHARED 832
+#define XSAVE_AVX512 2688
+#define COMPONENTS_AVX512 0xe0u
+
+static bool has_avx512(const struct vcpu *v) { return cpu_model_has(v->en->cfg.model, FEATURE_AVX512F); }
 
 void kvm_fpu_get(struct vcpu *v, struct x86_state *s)
 {
@@ -204,7 +210,8 @@ void kvm_fpu_get(struct vcpu *v, struct x86_state *s)
 	struct kvm_xcrs c = { 0 };
 
 	if (ioctl(v->fd, KVM_GET_XSAVE, &x) == 0)
-		memcpy(s->fpu.raw, &x, XSAVE_SHARED);
+		memcpy(s->fpu.raw, &x, has_avx512(v) ? XSAVE_AVX512 : XSAVE_SHARED);
+	s->fpu.xstate_bv &= 7 | (has_avx512(v) ? COMPONENTS_AVX512 : 0);
 	s->fpu.xstate_bv |= 3;
 	if (ioctl(v->fd, KVM_GET_XCRS, &c) == 0 && c.nr_xcrs)
 		s->xcr0 = c.xcrs[0].value;
@@ -216,11 +223,15 @@ void kvm_fpu_set(struct vcpu *v, const struct x86_state *s)
 {
 	struct kvm_xcrs c = { .nr_xcrs = 1, .xcrs[0].value = s->xcr0 ? s->xcr0 : 1 };
 	struct kvm_xsave x = { 0 };
-	uint64_t bv = 3 | (s->fpu.xstate_bv & 4);	/* x87 and SSE are always whole in our image */
+	/* x87 and SSE are always whole in our image */
+	uint64_t bv = 3 | (s->fpu.xstate_bv & (4 | (has_avx512(v) ? COMPONENTS_AVX512 : 0)));
 
 	memcpy(&x, s->fpu.raw, 512);
 	memcpy((char *)&x + 512, &bv, 8);
 	memcpy((char *)&x + 576, s->fpu.ymmh, sizeof(s->fpu.ymmh));
+	if (has_avx512(v))
+		memcpy((char *)&x + offsetof(struct x86_xsave, opmask), s->fpu.opmask,
+		       XSAVE_AVX512 - offsetof(struct x86_xsave, opmask));
 	ioctl(v->fd, KVM_SET_XCRS, &c);
 	ioctl(v->fd, KVM_SET_XSAVE, &x);
 }

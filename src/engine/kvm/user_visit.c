@@ -228,7 +228,6 @@ static bool state_out(struct user_cpu *u, struct x86_state *s)
 	kvm_regs_get(u->v, s);
 	kvm_fpu_get(u->v, s);
 	s->xcr0 = xcr0;
-	s->fpu.xstate_bv &= 7;
 	segments_out(s, &k, user);
 	if (user && s->rip == code + USER_SYSCALL)
 		undo_syscall(s);

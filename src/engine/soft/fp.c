@@ -95,7 +95,7 @@ static void check_alignment(struct vcpu *v, const struct insn *in)
 	if (in->row->align != ALIGN_VECTOR)
 		return;
 	for (unsigned i = 0; i < in->nops; i++)
-		if (in->ops[i].kind == OPK_MEM)
+		if (in->ops[i].kind == OPK_MEM && (!fp_masked(in) || fp_masked_any(v, in, &in->ops[i])))
 			fp_check_align(v, in, in->ops[i].size);
 }
 
@@ -109,7 +109,7 @@ bool fp_execute(struct vcpu *v, const struct insn *in)
 		return in->row->cls == CLASS_FPSTATE && fp_control(v, in);
 	gate(v, in);
 	check_alignment(v, in);
-	if (!fp_control(v, in) && !fp_vector_memory(v, in))
+	if (!fp_control(v, in) && !fp_evex_vsib(v, in) && !fp_vector_memory(v, in))
 		fp_native(v, in);
 	return true;
 }

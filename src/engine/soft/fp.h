@@ -5,6 +5,7 @@
  *   fp_native.c  runs one instruction on the host's own units, operands moved into reach
  *   fp_control.c control and status words, MXCSR
  *   fp_vector.c  per-element memory access: gathers, masked moves
+ *   fp_evex.c    likewise with AVX-512's masks
  *   fp_state.c   FXSAVE and XSAVE families
  *
  * The host is x86-64, so its own FPU and vector units are the exact reference: an instruction runs there, on
@@ -46,6 +47,13 @@ void fp_enter_mmx(struct x86_xsave *f);
 void fp_native(struct vcpu *v, const struct insn *in);
 bool fp_control(struct vcpu *v, const struct insn *in);	/* false: not one of its */
 bool fp_vector_memory(struct vcpu *v, const struct insn *in);
+/* Does a mask decide what is accessed of the memory operand? Then these do it, at `offset`, for a stand-in of it. */
+bool fp_masked(const struct insn *in);
+bool fp_masked_any(const struct vcpu *v, const struct insn *in, const struct operand *m);	/* is there anything to access? */
+void fp_masked_load(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset, uint8_t *to);
+void fp_masked_probe(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset);
+void fp_masked_store(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset, const uint8_t *from);
+bool fp_evex_vsib(struct vcpu *v, const struct insn *in);	/* false: neither gather nor scatter */
 bool fp_state(struct vcpu *v, const struct insn *in);
 
 #endif

@@ -17,11 +17,11 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "cpu/model.h"
 #include "engine/soft/fp.h"
 #include "engine/soft/fp_stub.h"
 #include "engine/soft/soft.h"
 
-#define HOST_COMPONENTS (XSTATE_X87 | XSTATE_SSE | XSTATE_AVX)
 #define MXCSR_DEFAULT 0x1f80u
 #define EXC_BEFORE 7u		/* invalid, denormal, divide by zero: the operation does not take place */
 
@@ -59,14 +59,28 @@ static uint8_t modrm_rewrite(const struct insn *in, uint8_t *rex)
 	return (uint8_t)(0xc0 | reg << 3 | rm);
 }
 
+static unsigned vector_prefix(const struct insn *in)
+{
+	return in->mandatory == 0x66 ? 1 : in->mandatory == 0xf3 ? 2 : in->mandatory == 0xf2 ? 3 : 0;
+}
+
+static void emit_evex(struct writer *w, const struct insn *in, uint8_t rex)
+{
+	put8(w, 0x62);
+	put8(w, (~rex & 7) << 5 | !in->evex_r << 4 | in->map);
+	put8(w, (rex & 8) << 4 | (~in->vvvv & 15) << 3 | 4 | vector_prefix(in));
+	put8(w, in->evex_z << 7 | in->vex_l << 5 | in->evex_b << 4 | !(in->vvvv & 16) << 3 | in->evex_mask);
+}
+
 static void emit_instruction(struct writer *w, const struct insn *in)
 {
 	uint8_t rex = 0, modrm = in->has_modrm ? modrm_rewrite(in, &rex) : 0;
-	if (in->vex) {
-		unsigned pp = in->mandatory == 0x66 ? 1 : in->mandatory == 0xf3 ? 2 : in->mandatory == 0xf2 ? 3 : 0;
+	if (in->evex) {
+		emit_evex(w, in, rex);
+	} else if (in->vex) {
 		put8(w, 0xc4);
 		put8(w, ((~rex & 7) << 5) | in->map);
-		put8(w, (rex & 8) << 4 | (~in->vvvv & 15) << 3 | in->vex_l << 2 | pp);
+		put8(w, (rex & 8) << 4 | (~in->vvvv & 15) << 3 | in->vex_l << 2 | vector_prefix(in));
 	} else {
 		if (in->mandatory)
 			put8(w, in->mandatory);
@@ -113,15 +127,21 @@ static unsigned emit_stub(uint8_t *out, const struct insn *in)
 	return (unsigned)(w.p - out);
 }
 
+/* What lies in the host's registers meanwhile; XCR0's bits are of the host's, cpu/model.c sees to that. */
+static uint32_t host_components(const struct vcpu *v)
+{
+	return XSTATE_X87 | XSTATE_SSE | XSTATE_AVX | (v->s.xcr0 & cpu_model_xcr0_mask(v->en->model) & XSTATE_AVX512);
+}
+
 /* No vector or x87 code of the compiler's may come between XRSTOR and XSAVE. */
 static __attribute__((noinline)) void call_on_guest_state(const void *stub, struct fp_frame *frame,
-							  struct x86_xsave *image)
+							  struct x86_xsave *image, uint32_t components)
 {
 	uint32_t mxcsr = MXCSR_DEFAULT;
 	__asm__ volatile(
 		"xrstor64 (%[image])\n\t"
 		"call *%[stub]\n\t"
-		"movl %[lo], %%eax\n\t"
+		"movl %[components], %%eax\n\t"
 		"xorl %%edx, %%edx\n\t"
 		"xsave64 (%[image])\n\t"
 		"fninit\n\t"
@@ -129,7 +149,7 @@ static __attribute__((noinline)) void call_on_guest_state(const void *stub, stru
 		"ldmxcsr %[mxcsr]\n\t"
 		"cld\n\t"
 		: "+D"(frame)
-		: [image] "r"(image), [stub] "r"(stub), "a"(HOST_COMPONENTS), "d"(0), [lo] "i"(HOST_COMPONENTS),
+		: [image] "r"(image), [stub] "r"(stub), "a"(components), "d"(0), [components] "m"(components),
 		  [mxcsr] "m"(mxcsr)
 		: "rcx", "rsi", "r8", "r9", "r10", "r11", "memory", "cc", "st", "st(1)", "st(2)", "st(3)", "st(4)",
 		  "st(5)", "st(6)", "st(7)", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
@@ -154,6 +174,8 @@ static void settle_vector(struct vcpu *v, const struct insn *in, const struct x8
 {
 	struct x86_xsave *f = &v->s.fpu;
 	uint32_t raised = f->mxcsr & MXCSR_FLAGS, unmasked = raised & ~(guest >> 7);
+	if (in->row->attr & ROW_UQ)		/* products of complex FP16 numbers set flags but never fault */
+		unmasked = 0;
 	if (unmasked) {
 		if (unmasked & EXC_BEFORE)	/* then none looks at what the results would have been */
 			raised &= EXC_BEFORE;
@@ -166,6 +188,17 @@ static void settle_vector(struct vcpu *v, const struct insn *in, const struct x8
 	f->mxcsr = guest | raised;
 }
 
+/* Can a tiny result raise an exception? VREDUCE has none for it, and EVEX.b beside registers suppresses all. */
+static bool underflows(const struct insn *in)
+{
+	switch (in->op) {
+	case X86_VREDUCEPD: case X86_VREDUCEPS: case X86_VREDUCEPH: case X86_VREDUCESD: case X86_VREDUCESS: case X86_VREDUCESH:
+		return false;
+	default:
+		return !(in->evex_b && in->modrm >= 0xc0);
+	}
+}
+
 /* x87 exceptions are taken at the next waiting instruction, so x87 runs with the guest's own masks: what an unmasked
  * one leaves in registers and memory is exact. */
 static void run(struct vcpu *v, const struct insn *in, struct fp_frame *frame)
@@ -175,11 +208,36 @@ static void run(struct vcpu *v, const struct insn *in, struct fp_frame *frame)
 	if ((mxcsr & MXCSR_MASKS) != MXCSR_MASKS)
 		memcpy(before.raw, f->raw, sizeof before.raw);
 	f->mxcsr = (mxcsr & ~MXCSR_FLAGS) | MXCSR_MASKS;
-	if (!(mxcsr & MXCSR_UM))
+	if (!(mxcsr & MXCSR_UM) && underflows(in))
 		f->mxcsr |= MXCSR_FZ;	/* a tiny result then sets UE even if it is exact, as it does unmasked (SDM vol. 1, 4.9.1.5) */
 	fp_update_es(f);
-	call_on_guest_state(fp_stub(v, in, emit_stub), frame, f);
+	call_on_guest_state(fp_stub(v, in, emit_stub), frame, f, host_components(v));
 	settle_vector(v, in, &before, mxcsr);
+}
+
+static void memory_probe(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset)
+{
+	if (fp_masked(in))
+		fp_masked_probe(v, in, m, offset);
+	else
+		mem_probe_store(v, in->mem.seg, offset, m->size);
+}
+
+static void memory_load(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset, uint8_t *to)
+{
+	if (fp_masked(in))
+		fp_masked_load(v, in, m, offset, to);
+	else
+		mem_load_n(v, in->mem.seg, offset, to, m->size);
+}
+
+static void memory_store(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset,
+			 const uint8_t *from)
+{
+	if (fp_masked(in))
+		fp_masked_store(v, in, m, offset, from);
+	else
+		mem_store_n(v, in->mem.seg, offset, from, m->size);
 }
 
 void fp_native(struct vcpu *v, const struct insn *in)
@@ -194,15 +252,15 @@ void fp_native(struct vcpu *v, const struct insn *in)
 	uint64_t offset = m ? mem_effective(v, in) : 0;
 	ASSERT(!m || m->size <= sizeof memory);
 	if (m && m->write)
-		mem_probe_store(v, in->mem.seg, offset, m->size);
+		memory_probe(v, in, m, offset);
 	/* A store that an unmasked x87 exception stops leaves what was there. */
 	if (m && (m->read || (in->row->cls == CLASS_X87 && (v->s.fpu.fcw & FSW_FLAGS) != FSW_FLAGS)))
-		mem_load_n(v, in->mem.seg, offset, memory, m->size);
+		memory_load(v, in, m, offset, memory);
 	if (g)
 		frame.rax = v->s.gpr[g->reg];
 	run(v, in, &frame);
 	if (m && m->write)
-		mem_store_n(v, in->mem.seg, offset, memory, m->size);
+		memory_store(v, in, m, offset, memory);
 	if (g && g->write)
 		v->s.gpr[g->reg] = frame.rax;
 	if (in->op == X86_PCMPESTRI || in->op == X86_PCMPISTRI)

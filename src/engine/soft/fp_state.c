@@ -1,8 +1,7 @@
 /*
  * FXSAVE, FXRSTOR (SDM vol. 1, 10.5) and the XSAVE family (chapter 13), XGETBV, XSETBV.
  *
- *   0 legacy: x87, MXCSR, XMM | 512 header: XSTATE_BV, XCOMP_BV | 576 YMM_Hi128 (the same place, compacted or not,
- *   as it is the only extended component that any CPU model has)
+ *   0 legacy: x87, MXCSR, XMM | 512 header: XSTATE_BV, XCOMP_BV | 576 YMM_Hi128 | opmask | ZMM_Hi256 | Hi16_ZMM
  */
 #include <stddef.h>
 #include <string.h>
@@ -15,8 +14,16 @@
 #define LEGACY_BYTES 512u
 #define FXSAVE_BYTES 416u
 #define HEADER 512u
-#define AVX_OFFSET 576u
 #define COMPACT (1ull << 63)
+
+/* Extended components: where in our image, and how much of that instructions see in 64-bit code and elsewhere. */
+static const struct extended { uint8_t number; uint16_t at, bytes, bytes32; } extended[] = {
+	{ 2, offsetof(struct x86_xsave, ymmh), 256, 128 },
+	{ 5, offsetof(struct x86_xsave, opmask), 64, 64 },
+	{ 6, offsetof(struct x86_xsave, zmmh), 512, 256 },
+	{ 7, offsetof(struct x86_xsave, zmm16), 1024, 0 },
+};
+#define EXTENDED_COUNT (sizeof extended / sizeof extended[0])
 
 static void init_component(struct x86_xsave *f, uint64_t component)
 {
@@ -28,21 +35,26 @@ static void init_component(struct x86_xsave *f, uint64_t component)
 		memset(f->st, 0, sizeof f->st);
 	} else if (component == XSTATE_SSE) {
 		memset(f->xmm, 0, sizeof f->xmm);
-	} else {
-		memset(f->ymmh, 0, sizeof f->ymmh);
 	}
+	for (unsigned i = 0; i < EXTENDED_COUNT; i++)
+		if (component == 1ull << extended[i].number)
+			memset(f->raw + extended[i].at, 0, extended[i].bytes);
 	f->xstate_bv &= ~component;
 }
 
 /* Makes the image's bytes true for components that the hardware marked as initial. */
 static void materialise(struct x86_xsave *f)
 {
-	for (uint64_t c = XSTATE_X87; c <= XSTATE_AVX; c <<= 1)
+	for (uint64_t c = XSTATE_X87; c <= XSTATE_HI16_ZMM; c <<= 1)
 		if (!(f->xstate_bv & c))
 			init_component(f, c);
 }
 
 static unsigned xmm_bytes(const struct vcpu *v) { return v->insn_mode == INSN_64 ? 256 : 128; }
+static unsigned extended_bytes(const struct vcpu *v, const struct extended *c)
+{
+	return v->insn_mode == INSN_64 ? c->bytes : c->bytes32;
+}
 
 static void mem_out(struct vcpu *v, const struct insn *in, uint64_t at, unsigned offset, const void *p, unsigned n)
 {
@@ -128,9 +140,20 @@ static uint64_t in_use(struct x86_xsave *f)
 		use |= XSTATE_X87;
 	if (!all_zero(f->xmm, sizeof f->xmm))
 		use |= XSTATE_SSE;
-	if (!all_zero(f->ymmh, sizeof f->ymmh))
-		use |= XSTATE_AVX;
+	for (unsigned i = 0; i < EXTENDED_COUNT; i++)
+		if (!all_zero(f->raw + extended[i].at, extended[i].bytes))
+			use |= 1ull << extended[i].number;
 	return use;
+}
+
+static void extended_out(struct vcpu *v, const struct insn *in, uint64_t at, uint64_t write, uint64_t ask, bool compact)
+{
+	for (unsigned i = 0; i < EXTENDED_COUNT; i++) {
+		const struct extended *c = &extended[i];
+		unsigned n = extended_bytes(v, c);
+		if ((write >> c->number & 1) && n)
+			mem_out(v, in, at, cpu_xsave_offset(ask, c->number, compact), v->s.fpu.raw + c->at, n);
+	}
 }
 
 /* All is probed first: a fault leaves the area as it was. */
@@ -141,8 +164,7 @@ static void xsave(struct vcpu *v, const struct insn *in, bool compact, bool only
 	if (compact && f->mxcsr != 0x1f80)
 		use |= XSTATE_SSE;		/* 13.10: the compacted forms count MXCSR */
 	uint64_t write = only_used ? ask & use : ask;
-	unsigned total = ask & XSTATE_AVX ? AVX_OFFSET + 256 : AVX_OFFSET;
-	mem_probe_store(v, in->mem.seg, at, total);
+	mem_probe_store(v, in->mem.seg, at, cpu_xsave_size(ask, compact));
 	if (write & XSTATE_X87) {
 		uint8_t image[24];
 		uint8_t full[32];
@@ -157,8 +179,7 @@ static void xsave(struct vcpu *v, const struct insn *in, bool compact, bool only
 	}
 	if (write & XSTATE_SSE)
 		mem_out(v, in, at, 160, f->xmm, xmm_bytes(v));
-	if (write & XSTATE_AVX)
-		mem_out(v, in, at, AVX_OFFSET, f->ymmh, xmm_bytes(v));
+	extended_out(v, in, at, write, ask, compact);
 	if (compact) {
 		header[0] = ask & use;
 		header[1] = ask | COMPACT;
@@ -184,25 +205,42 @@ static void header_check(struct vcpu *v, const uint64_t h[8], bool supervisor)
 		vcpu_raise_error(v, EXC_GP, 0);
 }
 
+/* Loads what `load` names into an image of the standard format. */
+static void extended_in(struct vcpu *v, const struct insn *in, uint64_t at, uint64_t load, uint64_t format, uint8_t *image)
+{
+	for (unsigned i = 0; i < EXTENDED_COUNT; i++) {
+		const struct extended *c = &extended[i];
+		unsigned n = extended_bytes(v, c);
+		if ((load >> c->number & 1) && n)
+			mem_load_n(v, in->mem.seg, at + cpu_xsave_offset(format, c->number, format & COMPACT), image + c->at, n);
+	}
+}
+
+static void extended_set(struct vcpu *v, uint64_t load, const uint8_t *image)
+{
+	for (unsigned i = 0; i < EXTENDED_COUNT; i++)
+		if (load >> extended[i].number & 1)
+			memcpy(v->s.fpu.raw + extended[i].at, image + extended[i].at, extended_bytes(v, &extended[i]));
+}
+
 static void xrstor(struct vcpu *v, const struct insn *in, bool supervisor)
 {
 	struct x86_xsave *f = &v->s.fpu;
 	uint64_t at = mem_effective(v, in), ask = requested(v), h[8];
-	uint8_t image[AVX_OFFSET + 256];
+	uint8_t image[XSAVE_AREA_SIZE];
 	mem_load_n(v, in->mem.seg, at + HEADER, h, sizeof h);
 	header_check(v, h, supervisor);
 	bool compact = h[1] & COMPACT;
 	uint64_t load = ask & h[0];
 	mem_load_n(v, in->mem.seg, at, image, LEGACY_BYTES);
-	if (load & XSTATE_AVX)
-		mem_load_n(v, in->mem.seg, at + AVX_OFFSET, image + AVX_OFFSET, xmm_bytes(v));
+	extended_in(v, in, at, load, h[1], image);
 	uint32_t mxcsr;
 	memcpy(&mxcsr, image + 24, 4);
 	bool take_mxcsr = compact ? load & XSTATE_SSE : ask & (XSTATE_SSE | XSTATE_AVX);
 	if (take_mxcsr && (mxcsr & ~MXCSR_VALID))
 		vcpu_raise_error(v, EXC_GP, 0);
 	materialise(f);
-	for (uint64_t c = XSTATE_X87; c <= XSTATE_AVX; c <<= 1)
+	for (uint64_t c = XSTATE_X87; c <= XSTATE_HI16_ZMM; c <<= 1)
 		if (ask & ~load & c)
 			init_component(f, c);
 	if (take_mxcsr)
@@ -213,8 +251,7 @@ static void xrstor(struct vcpu *v, const struct insn *in, bool supervisor)
 		load_x87(f, in, image);
 	if (load & XSTATE_SSE)
 		memcpy(f->xmm, image + 160, xmm_bytes(v));
-	if (load & XSTATE_AVX)
-		memcpy(f->ymmh, image + AVX_OFFSET, xmm_bytes(v));
+	extended_set(v, load, image);
 	f->xstate_bv |= load;
 }
 
@@ -254,14 +291,22 @@ static void xgetbv(struct vcpu *v)
 	v->s.gpr[REG_RDX] = value >> 32;
 }
 
+/* SDM vol. 3 2.6: components that come together, or need another. */
+static bool xcr0_holds(uint64_t value)
+{
+	uint64_t avx512 = value & XSTATE_AVX512;
+	if (!(value & XSTATE_X87) || (value & (XSTATE_SSE | XSTATE_AVX)) == XSTATE_AVX)
+		return false;
+	return !avx512 || (avx512 == XSTATE_AVX512 && (value & XSTATE_AVX));
+}
+
 static void xsetbv(struct vcpu *v)
 {
 	uint64_t value = v->s.gpr[REG_RDX] << 32 | (v->s.gpr[REG_RAX] & 0xffffffff);
 	if (!(v->s.cr4 & CR4_OSXSAVE))
 		vcpu_raise(v, EXC_UD);
 	need_cpl0(v);
-	if ((uint32_t)v->s.gpr[REG_RCX] || !(value & XSTATE_X87) || (value & ~cpu_model_xcr0_mask(v->en->model)) ||
-	    (value & (XSTATE_SSE | XSTATE_AVX)) == XSTATE_AVX)
+	if ((uint32_t)v->s.gpr[REG_RCX] || (value & ~cpu_model_xcr0_mask(v->en->model)) || !xcr0_holds(value))
 		vcpu_raise_error(v, EXC_GP, 0);
 	v->s.xcr0 = value;
 }

@@ -51,14 +51,16 @@ void fp_stubs_free(struct fp_stubs *s)
 }
 
 /* Everything the emitted instruction depends on, exactly: two keys are equal only for equal stubs.
- *   row 0-15 | modrm 16-23 | imm 24-31 | rex 32-35 | vvvv 36-39 | L 40 | 66 41 | is4 42-45 | used 63 */
+ *   row 0-15 | modrm 16-23 | imm 24-31 | rex 32-35 | vvvv 36-40 | L 41-42 | 66 43 | is4 44-47 | R' 48 | aaa 49-51 |
+ *   z 52 | b 53 | used 63 */
 static uint64_t stub_key(const struct insn *in)
 {
 	uint8_t is4 = in->nops == 4 && in->ops[3].kind == OPK_XMM ? in->ops[3].reg : 0;
 	uint8_t modrm = in->modrm >> 6 == 3 ? in->modrm : in->modrm & 0x38;
 	return (uint64_t)(uint16_t)(in->row - x86_optable) | (uint64_t)modrm << 16 | (in->imm & 0xff) << 24 |
-	       (uint64_t)(in->rex & 15) << 32 | (uint64_t)(in->vvvv & 15) << 36 | (uint64_t)(in->vex_l & 1) << 40 |
-	       (uint64_t)in->p66 << 41 | (uint64_t)(is4 & 15) << 42 | 1ull << 63;
+	       (uint64_t)(in->rex & 15) << 32 | (uint64_t)(in->vvvv & 31) << 36 | (uint64_t)(in->vex_l & 3) << 41 |
+	       (uint64_t)in->p66 << 43 | (uint64_t)(is4 & 15) << 44 | (uint64_t)in->evex_r << 48 |
+	       (uint64_t)(in->evex_mask & 7) << 49 | (uint64_t)in->evex_z << 52 | (uint64_t)in->evex_b << 53 | 1ull << 63;
 }
 
 static unsigned emit_at(struct fp_stubs *s, unsigned slot, const struct insn *in,

@@ -26,6 +26,8 @@ static void set(struct vcpu *v, unsigned reg, const union ymm *y)
 		memset(f->xmm, 0, sizeof f->xmm);
 	memcpy(f->xmm[reg].b, y->b, 16);
 	memcpy(f->ymmh[reg].b, y->b + 16, 16);
+	if (f->xstate_bv & XSTATE_ZMM_HI256)
+		memset(f->zmmh[reg].b, 0, sizeof f->zmmh[reg].b);
 	f->xstate_bv |= XSTATE_SSE | XSTATE_AVX;
 }
 
