@@ -233,7 +233,7 @@ static void test_queues(void **state)
 {
 	struct nvme_bench *k = *state;
 
-	assert_int_equal(ADMIN(k, SET_FEATURES, 0, 0, 7, 99 << 16 | 99), 0x0c);	/* queues are there */
+	assert_int_equal(ADMIN(k, SET_FEATURES, 0, 0, 7, 99u << 16 | 99), 0x0c);	/* queues are there */
 	nvme_disable(k);
 	nvme_enable(k);
 	assert_int_equal(nvme_queue_make(k, 1), 0x101);
@@ -333,7 +333,7 @@ static void test_features_logs(void **state)
 	assert_int_equal(ADMIN(k, GET_LOG, 0, k->data, 15 << 16 | 3, 0), 0);
 	assert_int_equal(ADMIN(k, GET_LOG, 0, k->data, 15 << 16 | 0x77, 0), 0x109);
 	assert_int_equal(nvme_do(k, 0, GET_LOG, 0, k->data, 0, 15 << 16 | 2, 0, 600), 0x02);
-	assert_int_equal(ADMIN(k, GET_LOG, 0, k->data, 0xffff << 16 | 2, 0xffff), 0x02);	/* larger than MDTS */
+	assert_int_equal(ADMIN(k, GET_LOG, 0, k->data, 0xffffu << 16 | 2, 0xffff), 0x02);	/* larger than MDTS */
 }
 
 static void resized(void *opaque)
