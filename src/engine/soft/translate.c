@@ -165,9 +165,9 @@ void translate_counters(const struct vcpu *v, counter_fn *each, void *opaque)
 /* AVX-512's components, if the guest has them enabled; the host has them then (cpu/model.c). */
 static uint32_t fpu_high(const struct vcpu *v)
 {
-	uint64_t on = v->s.xcr0 & cpu_model_xcr0_mask(v->en->model) & XSTATE_AVX512;
-
-	return on == XSTATE_AVX512 ? XSTATE_AVX512 : 0;
+	if (likely((v->s.xcr0 & XSTATE_AVX512) != XSTATE_AVX512))
+		return 0;
+	return cpu_model_xcr0_mask(v->en->model) & XSTATE_AVX512;
 }
 
 static unsigned fp_level(const struct vcpu *v)
