@@ -104,6 +104,7 @@ static void state_user(struct x86_state *s)
 	s->seg[SEG_FS].base = FS_BASE;
 	s->seg[SEG_GS].selector = SEL_GS;
 	s->seg[SEG_GS].base = GS_BASE;
+	s->ldtr = (struct x86_segment){ 0 };		/* none, as Linux has it: at reset its limit is 64 KiB */
 	s->tr = (struct x86_segment){ .base = GPA_TSS, .limit = 0x67, .selector = 0x40, .attr = 0x8b };
 	s->idtr = (struct x86_table){ GPA_IDT, 0xfff };
 	s->gdtr = (struct x86_table){ GPA_GDT, 0xfff };
