@@ -343,6 +343,11 @@ bool block_new_is_zero(const struct block *b)
 	return !node_below_filters(b->root)->ops->new_is_noise;
 }
 
+const char *block_path(const struct block *b)
+{
+	return node_below_filters(b->root)->path;
+}
+
 const char *block_format(const struct block *b)
 {
 	return node_below_filters(b->root)->ops->name;

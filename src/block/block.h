@@ -71,6 +71,10 @@ struct block_options {
 /* The path is no file's, but the address of a server: "nbd://...", "nbd+unix://...". */
 bool block_path_remote(const char *path);
 
+/* A connection to the server at such an address, for block_options.fds: where names cannot be looked up.  Blocks.  A
+ * descriptor, or -errno. */
+int block_dial(const char *path, struct error *e);
+
 /* Locks the files (OFD lock: one writer or many readers); -EBUSY when another VM has one.  Runs the disk's I/O until
  * all of the chain is open; no file is opened later.  Not from a callback of the loop, but coroutines may. */
 int block_open_with(struct block **out, struct loop *l, const char *path, const struct block_options *o,
@@ -133,6 +137,7 @@ bool block_readonly(const struct block *b);
 bool block_can_discard(const struct block *b);
 uint32_t block_cluster(const struct block *b);		/* preferred unit of writing, bytes; 0: none */
 bool block_new_is_zero(const struct block *b);		/* a new image of this kind reads as zeroes */
+const char *block_path(const struct block *b);		/* of the image; until b stands on another one */
 const char *block_format(const struct block *b);	/* of the node below the filters */
 
 struct block_info {

@@ -229,10 +229,12 @@ static int file_close(struct node *n)
 	return 0;
 }
 
+static int file_set_readonly(struct node *n, bool readonly, const struct block_options *fds, struct error *e);
+
 static const struct node_ops file_ops = {
 	.name = "file", .readv = file_readv, .writev = file_writev, .flush = file_flush, .discard = file_discard,
 	.write_zeroes = file_write_zeroes, .co_status = file_status, .co_resize = file_resize, .info = file_info,
-	.co_close = file_close,
+	.co_set_readonly = file_set_readonly, .co_close = file_close,
 };
 
 static int open_fd(const char *path, bool write, struct error *e)
@@ -262,6 +264,44 @@ static int lock_fd(int fd, const char *path, bool write, struct error *e)
 		return error_set(e, EBUSY, "stop the other VM first, or give this one a copy of the image",
 				 what, "image is in use by another VM");
 	return error_errno(e, errno, "put the image on a file system with locks", "lock disk '%s'", path);
+}
+
+/* A writer's lock on fd, or on what is open if there is none, in place of the reader's lock that we have ourselves. */
+static int relock(struct file *f, int fd, const char *path, struct error *e)
+{
+	struct flock none = { .l_type = F_UNLCK, .l_whence = SEEK_SET };
+	int ret;
+
+	if (fd < 0)
+		return lock_fd(f->fd, path, true, e);
+	fcntl(f->fd, F_OFD_SETLK, &none);
+	ret = lock_fd(fd, path, true, e);
+	if (ret)
+		lock_fd(f->fd, path, false, NULL);
+	return ret;
+}
+
+/* Who reads here still may have one of the file's readers beside him: then it cannot be written. */
+static int file_set_readonly(struct node *n, bool readonly, const struct block_options *fds, struct error *e)
+{
+	struct file *f = n->impl;
+	int fd = readonly ? -1 : node_given_fd(fds, n->path), flags, ret;
+
+	if (readonly)
+		return lock_fd(f->fd, n->path, false, e);
+	flags = fcntl(fd >= 0 ? fd : f->fd, F_GETFL);
+	if (flags < 0 || (flags & O_ACCMODE) != O_RDWR)
+		ret = error_set(e, EACCES, "make it writable", "write to the backing file", "'%.150s' is open for reading only",
+				n->path);
+	else
+		ret = relock(f, fd, n->path, e);
+	if (ret && fd >= 0)
+		close(fd);
+	if (ret || fd < 0)
+		return ret;
+	close(f->fd);
+	f->fd = fd;
+	return 0;
 }
 
 static int measure(struct node *n, struct error *e)
@@ -305,7 +345,7 @@ static int attach(struct node *n, int fd, struct error *e)
 }
 
 /* A descriptor from outside comes locked; -1: there is none for the path. */
-static int given_fd(const struct block_options *o, const char *path)
+int node_given_fd(const struct block_options *o, const char *path)
 {
 	for (unsigned i = 0; i < o->nfds; i++)
 		if (!strcmp(o->fds[i].path, path))
@@ -315,7 +355,7 @@ static int given_fd(const struct block_options *o, const char *path)
 
 static int file_open(struct node *n, const struct node_open *how, struct error *e)
 {
-	int fd = given_fd(how->o, n->path), ret = 0;
+	int fd = node_given_fd(how->o, n->path), ret = 0;
 
 	if (fd < 0 && how->o->flags & BLOCK_FDS_ONLY)
 		return error_set(e, ENOENT, "is it named otherwise in the image that needs it?", "open a disk",

@@ -51,4 +51,18 @@ void live_mirror_kick(struct block *b, struct live_mirror *m);
  */
 int live_stream(struct block_job *j, struct block *b, struct error *e);
 
+/*
+ * External snapshot: the disk goes on in overlay, an empty qcow2 image that names the disk's image as its backing file
+ * and was opened with BLOCK_NO_BACKING and beside the disk.  The image below is read from then on; whoever opens it for
+ * writing spoils the overlay.  `overlay` is empty afterwards, fit for block_close() alone.
+ */
+int live_snapshot(struct block *b, struct block *overlay, struct error *e);
+
+/*
+ * Commit: what the top layer holds is written to its backing file, and the disk goes on in that.  fds: the backing file
+ * open for writing, by the path that the chain has it by.  The top layer's file is left, and of no use any more.
+ * Cancelled: the disk reads as before, the backing file holds part of it, and it can be committed again.
+ */
+int live_commit(struct block_job *j, struct block *b, const struct block_options *fds, struct error *e);
+
 #endif

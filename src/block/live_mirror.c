@@ -11,15 +11,7 @@
 #include <stdlib.h>
 
 #include "block/block_private.h"
-#include "block/live_copy.h"
-
-struct mirror {
-	struct live_copy copy;
-	struct block *b;
-	struct live_mirror *m;
-	struct error *e;
-	bool done;
-};
+#include "block/live_mirror.h"
 
 /* --- the guest's writes --- */
 
@@ -94,19 +86,26 @@ static int at_end(void *job)
 	k->done = true;
 	if (!ret)
 		ret = block_co_flush(k->copy.dst);
-	if (ret || !k->m->pivot)
-		return ret;
+	if (!ret && k->pivot)
+		k->pivot(k);
+	return ret;
+}
+
+/* Each handle gets the other one's stack. */
+static void pivot(struct mirror *k)
+{
 	block_co_hold(k->copy.dst);
 	guard_pivot(k->copy.g, k->copy.dst->root);
 	block_set_root(k->copy.dst, k->copy.src);
 	block_release(k->copy.dst);
-	return 0;
 }
 
-static int run(struct mirror *k)
+int mirror_run(struct mirror *k)
 {
-	int ret = guard_insert(&k->copy.g, k->b, &ops, k, at_start, k->e), end;
+	int ret, end;
 
+	k->copy.claim_clears = true;
+	ret = guard_insert(&k->copy.g, k->b, &ops, k, k->at_start, k->e);
 	if (ret)
 		return ret;
 	ret = live_copy_run(&k->copy);
@@ -115,7 +114,7 @@ static int run(struct mirror *k)
 	if (ret)
 		k->done = true;
 	end = guard_remove(k->copy.g, ret ? NULL : at_end);
-	return live_end(k->copy.job, ret ? ret : end, "mirror the disk", k->e);
+	return live_end(k->copy.job, ret ? ret : end, k->what, k->e);
 }
 
 static int good(const struct block *b, const struct block *target, const struct live_mirror *m, struct error *e)
@@ -133,15 +132,15 @@ static int good(const struct block *b, const struct block *target, const struct 
 
 int live_mirror(struct block_job *j, struct block *b, struct block *target, struct live_mirror *m, struct error *e)
 {
-	struct mirror k = { .b = b, .m = m, .e = e };
+	struct mirror k = { .b = b, .m = m, .e = e, .what = "mirror the disk", .at_start = at_start,
+			    .pivot = m->pivot ? pivot : NULL };
 	int ret = good(b, target, m, e);
 
 	if (ret)
 		return ret;
 	ret = live_copy_init(&k.copy, j, b, target, 0);
-	k.copy.claim_clears = true;
 	if (!ret)
-		ret = run(&k);
+		ret = mirror_run(&k);
 	else
 		error_errno(e, -ret, NULL, "mirror the disk");
 	live_copy_fini(&k.copy);

@@ -40,6 +40,21 @@ static int job_run(struct block *b, int (*fn)(struct job *j), struct job j)
 	return block_do(b->env, job_main, &j);
 }
 
+/* For what only looks, beside all else. */
+static int beside_main(void *opaque)
+{
+	struct job *j = opaque;
+
+	return j->fn(j);
+}
+
+static int job_beside(struct block *b, int (*fn)(struct job *j), struct job j)
+{
+	j.b = b;
+	j.fn = fn;
+	return block_do(b->env, beside_main, &j);
+}
+
 static struct node *target(struct job *j)
 {
 	return node_below_filters(j->b->root);
@@ -173,7 +188,7 @@ static int bitmap_change(struct job *j)
 
 int block_bitmap_list(struct block *b, struct block_bitmap **list, unsigned *n, struct error *e)
 {
-	return job_run(b, bitmap_list, (struct job){ .bitmaps = list, .count = n, .e = e });
+	return job_beside(b, bitmap_list, (struct job){ .bitmaps = list, .count = n, .e = e });
 }
 
 static int change_run(struct block *b, struct block_bitmap_change c, struct error *e)

@@ -384,6 +384,51 @@ int node_co_status(struct node *n, uint64_t offset, uint64_t len, unsigned depth
 	}
 }
 
+static int switch_one(struct node *n, bool readonly, const struct block_options *fds, struct error *e)
+{
+	int ret = n->ops->co_set_readonly ? n->ops->co_set_readonly(n, readonly, fds, e) : 0;
+
+	if (!ret)
+		n->readonly = readonly;
+	return ret;
+}
+
+static int switch_children(struct node *n, bool readonly, const struct block_options *fds, struct error *e)
+{
+	const enum node_child kind[] = { NODE_FILE, NODE_DATA };
+	int ret = 0;
+
+	for (unsigned i = 0; i < 2 && !ret; i++)
+		if (n->child[kind[i]])
+			ret = node_co_set_readonly(n->child[kind[i]], readonly, fds, e);
+	return ret;
+}
+
+int node_co_set_readonly(struct node *n, bool readonly, const struct block_options *fds, struct error *e)
+{
+	int ret;
+
+	if (n->readonly == readonly)
+		return 0;
+	if (readonly) {
+		ret = node_co_flush(n);
+		if (ret)
+			return error_errno(e, -ret, "check the host's disk", "flush '%s'", n->path);
+		ret = switch_one(n, true, fds, e);
+		return ret ? ret : switch_children(n, true, fds, e);
+	}
+	ret = switch_children(n, false, fds, e);
+	if (ret)
+		return ret;
+	n->readonly = false;
+	ret = switch_one(n, false, fds, e);
+	if (ret) {
+		n->readonly = true;
+		switch_children(n, true, fds, NULL);
+	}
+	return ret;
+}
+
 int node_co_resize(struct node *n, uint64_t size_bytes, unsigned flags, struct error *e)
 {
 	if (!n->ops->co_resize)

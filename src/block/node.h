@@ -124,6 +124,10 @@ struct node_ops {
 	int (*co_bitmap_list)(struct node *n, struct block_bitmap **list, unsigned *count, struct error *e);
 	int (*co_bitmap_change)(struct node *n, const struct block_bitmap_change *c, struct error *e);
 
+	/* The node, which nothing is under way on and is flushed, is not written any more, or again; children are switched
+	 * before (to writing) or after it.  NULL: nothing to do.  fds: the files to write to, by path. */
+	int (*co_set_readonly)(struct node *n, bool readonly, const struct block_options *fds, struct error *e);
+
 	/* Protocols: requests that wait for a server end with an error, and so do later ones. */
 	void (*interrupt)(struct node *n);
 	/* Writes back and frees impl, before the children are closed; also after a failed open, with what impl has by
@@ -172,6 +176,8 @@ struct block_env *env_new(struct loop *l, bool no_io_uring, struct error *e);	/*
 void env_put(struct block_env *env);
 /* A node without children; takes a reference of env, a copy of path.  NULL: out of memory. */
 struct node *node_new(struct block_env *env, const struct node_ops *ops, const char *path);
+/* A copy of the descriptor that the options give for a path; -1: none. */
+int node_given_fd(const struct block_options *o, const char *path);
 /* Format and protocol by path and options. */
 int node_co_open(struct node **out, struct block_env *env, const char *path, const struct node_open *how,
 		 struct error *e);
@@ -213,6 +219,8 @@ int node_co_discard(struct node *n, uint64_t offset, uint64_t len);
 int node_co_write_zeroes(struct node *n, uint64_t offset, uint64_t len, unsigned flags);
 int node_co_status(struct node *n, uint64_t offset, uint64_t len, unsigned depth_max, struct block_status *out);
 int node_co_resize(struct node *n, uint64_t size_bytes, unsigned flags, struct error *e);
+/* n and its file; not its backing file.  Failed: as it was. */
+int node_co_set_readonly(struct node *n, bool readonly, const struct block_options *fds, struct error *e);
 /* What block_set_backing() does; nothing else is under way on n.  -EOPNOTSUPP. */
 int node_co_set_backing(struct node *n, const char *path, const char *format);
 

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 #include <errno.h>
+#include <fcntl.h>
 
 #include "block/block_private.h"
 #include "block/guard.h"
@@ -616,6 +617,121 @@ static void test_stream_needs_a_backing_file(void **state)
 	close_all(f);
 }
 
+/* --- snapshots and commits --- */
+
+static int work_on(void *opaque)
+{
+	struct fixture *f = opaque;
+
+	guest_start(f);
+	for (unsigned i = 0; i < 50; i++)
+		yield(f);
+	guest_stop(f);
+	return 0;
+}
+
+/* The guest is between two writes; what the disk holds at that moment is kept. */
+static int snapshot_main(void *opaque)
+{
+	struct fixture *f = opaque;
+	int ret;
+
+	work_on(f);
+	memcpy(f->start, f->model, SIZE);
+	ret = live_snapshot(f->disk, f->target, &f->e);
+	return ret ? ret : work_on(f);
+}
+
+static void snapshot_on(struct fixture *f, const char *disk, const char *overlay)
+{
+	create(f, overlay, (struct block_create){ .backing_path = disk,
+						  .backing_format = strstr(disk, ".raw") ? "raw" : "qcow2" });
+	assert_int_equal(block_open_with(&f->target, f->loop, overlay, &(struct block_options){ .format = "qcow2",
+					 .flags = BLOCK_NO_BACKING, .beside = f->disk }, &f->e), 0);
+	assert_int_equal(block_run(f->loop, snapshot_main, f), 0);
+	assert_int_equal(block_close(f->target), 0);
+	f->target = NULL;
+}
+
+static void test_snapshot(void **state)
+{
+	struct fixture *f = *state;
+
+	prepare(f, "a.qcow2", NULL);
+	snapshot_on(f, "a.qcow2", "top.qcow2");
+	assert_int_equal(block_close(open_disk(f, "a.qcow2", BLOCK_READONLY)), 0);	/* others may read it now */
+	close_all(f);
+	holds(f, "a.qcow2", f->start);
+	holds(f, "top.qcow2", f->model);
+}
+
+struct commit { struct fixture *f; struct block_options fds; };
+
+static int commit_main(void *opaque)
+{
+	struct commit *c = opaque;
+	struct fixture *f = c->f;
+	int ret;
+
+	guest_start(f);
+	ret = live_commit(&f->job, f->disk, &c->fds, &f->e);
+	for (unsigned i = 0; i < 50; i++)
+		yield(f);
+	guest_stop(f);
+	return ret;
+}
+
+static void test_commit_of_a_snapshot(void **state)
+{
+	struct fixture *f = *state;
+	struct commit c = { .f = f };
+
+	prepare(f, "a.qcow2", NULL);
+	snapshot_on(f, "a.qcow2", "top.qcow2");
+	assert_int_equal(block_run(f->loop, commit_main, &c), 0);
+	assert_string_equal(block_path(f->disk), "a.qcow2");
+	close_all(f);
+	assert_int_equal(unlink("top.qcow2"), 0);
+	holds(f, "a.qcow2", f->model);
+}
+
+/* A backing file that was open for reading: it is written by a descriptor from outside, unless others read it. */
+static void commit_to(struct fixture *f, const char *base, bool cancel)
+{
+	int fd = open(base, O_RDWR);
+	struct block_fd fds = { base, fd };
+	struct commit c = { f, { .fds = &fds, .nfds = 1 } };
+	struct block *other;
+
+	assert_int_equal(block_run(f->loop, commit_main, &(struct commit){ .f = f }), -EACCES);
+	other = open_disk(f, base, BLOCK_READONLY);
+	assert_int_equal(block_run(f->loop, commit_main, &c), -EBUSY);
+	assert_int_equal(block_close(other), 0);
+	if (cancel) {
+		f->job.progress = cancel_soon;
+		f->job.opaque = f;
+		assert_int_equal(block_run(f->loop, commit_main, &c), -ECANCELED);
+		f->job = (struct block_job){ 0 };
+	}
+	assert_int_equal(block_run(f->loop, commit_main, &c), 0);
+	close(fd);
+	close_all(f);
+	assert_int_equal(unlink("top.qcow2"), 0);
+	holds(f, base, f->model);
+}
+
+static void test_commit_to_raw(void **state)
+{
+	overlay_on(*state, "base.raw");
+	commit_to(*state, "base.raw", false);
+}
+
+static void test_commit_cancelled_and_again(void **state)
+{
+	overlay_on(*state, "base.qcow2");
+	commit_to(*state, "base.qcow2", true);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -626,6 +742,7 @@ int main(void)
 		T(test_mirror_raw), T(test_mirror_qcow2), T(test_pivot_raw_to_qcow2), T(test_pivot_qcow2_to_raw),
 		T(test_mirror_cancelled), T(test_one_job_at_a_time), T(test_stream),
 		T(test_stream_cancelled_and_again), T(test_stream_needs_a_backing_file),
+		T(test_snapshot), T(test_commit_of_a_snapshot), T(test_commit_to_raw), T(test_commit_cancelled_and_again),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "block/nbd/client.h"
@@ -362,7 +363,7 @@ static int check_export(const struct nbd_conn *c, const struct node *n, struct e
 	return 0;
 }
 
-static int connect_main(struct node *n, struct nbd_conn *c, struct error *e)
+static int connect_main(struct node *n, struct nbd_conn *c, int fd, struct error *e)
 {
 	struct nbd_uri *u = malloc(sizeof(*u));
 	int ret;
@@ -371,7 +372,9 @@ static int connect_main(struct node *n, struct nbd_conn *c, struct error *e)
 		return error_errno(e, ENOMEM, NULL, "open disk '%s'", n->path);
 	ret = nbd_uri_parse(u, n->path, e);
 	if (!ret)
-		ret = nbd_connect(c, n->env->loop, u, e);
+		ret = nbd_connect(c, n->env->loop, u, fd, e);
+	else if (fd >= 0)
+		close(fd);
 	free(u);
 	return ret ? ret : check_export(c, n, e);
 }
@@ -381,12 +384,11 @@ static int nbd_open(struct node *n, const struct node_open *how, struct error *e
 	struct nbd_conn *c = calloc(1, sizeof(*c));
 	int ret;
 
-	(void)how;
 	if (!c)
 		return error_errno(e, ENOMEM, NULL, "open disk '%s'", n->path);
 	n->impl = c;
 	c->n = n;
-	ret = connect_main(n, c, e);
+	ret = connect_main(n, c, node_given_fd(how->o, n->path), e);
 	if (ret)
 		return ret;
 	n->size_bytes = c->size;

@@ -64,7 +64,8 @@ struct nbd_conn {
 };
 
 /* In a coroutine: connects and negotiates. */
-int nbd_connect(struct nbd_conn *c, struct loop *l, const struct nbd_uri *u, struct error *e);
+/* fd: a connection that was made elsewhere, which it takes over; -1: it makes one. */
+int nbd_connect(struct nbd_conn *c, struct loop *l, const struct nbd_uri *u, int fd, struct error *e);
 /* A coroutine's whole life: gives replies to their slots until the connection ends; then all of them fail. */
 void nbd_receiver(void *conn);
 

@@ -356,16 +356,25 @@ out:
 	return ret;
 }
 
-int nbd_connect(struct nbd_conn *c, struct loop *l, const struct nbd_uri *u, struct error *e)
+int nbd_connect(struct nbd_conn *c, struct loop *l, const struct nbd_uri *u, int fd, struct error *e)
 {
 	int ret;
 
 	c->min = 1;
 	c->max = NBD_PAYLOAD_MAX;
 	ret = u->tls ? tls_new(c, u, e) : 0;
+	if (fd >= 0) {
+		int sock_ret = nbd_sock_init(&c->sock, l, fd);
+
+		ret = ret ? ret : sock_ret;
+		if (sock_ret)
+			return error_errno(e, -sock_ret, NULL, "open disk '%s'", c->n->path);
+	}
 	if (ret)
 		return ret;
-	if (*u->socket) {
+	if (fd >= 0) {
+		ret = 0;
+	} else if (*u->socket) {
 		ret = connect_unix(c, l, u);
 		if (ret)
 			return error_errno(e, -ret, "is an NBD server running there?", "open disk '%s'", c->n->path);

@@ -183,11 +183,11 @@ int bitmaps_prepare(struct qcow2 *q)
 {
 	int ret = 0;
 
-	for (uint32_t i = 0; i < q->nbitmaps && !ret; i++)
-		if (bitmap_tracks(q->bitmap[i])) {
-			ret = q->bitmap[i]->loaded ? 0 : bitmap_load(q, q->bitmap[i]);
-			q->ntracking++;
-		}
+	q->ntracking = 0;
+	for (uint32_t i = 0; i < q->nbitmaps && !ret; i++) {
+		ret = q->bitmap[i]->loaded ? 0 : bitmap_load(q, q->bitmap[i]);
+		q->ntracking += bitmap_tracks(q->bitmap[i]);
+	}
 	return ret;
 }
 

@@ -279,6 +279,22 @@ static int qcow2_info(struct node *n, struct block_info *out)
 	return 0;
 }
 
+static int qcow2_set_readonly(struct node *n, bool readonly, const struct block_options *fds, struct error *e)
+{
+	struct qcow2 *q = n->impl;
+	const struct block_options none = { 0 };
+	int ret;
+
+	(void)fds;
+	if (!readonly) {
+		q->lazy = q->h.compatible & COMPAT_LAZY && q->h.version > 2;
+		q->lazy_dirty = false;
+		return make_writable(q, &(struct node_open){ .o = &none }, e);
+	}
+	ret = finish(q);
+	return ret ? error_errno(e, -ret, "check the host's disk", "write '%s' out", n->path) : 0;
+}
+
 static bool qcow2_probe(const uint8_t *head, size_t len, uint64_t file_bytes)
 {
 	return len >= 4 && load_be32(head) == MAGIC;
@@ -291,7 +307,7 @@ static const struct node_ops qcow2_ops = {
 	.info = qcow2_info, .co_key = qcow2_key, .co_snapshot_list = qcow2_snapshot_list, .co_snapshot_create = qcow2_snapshot_create,
 	.co_snapshot_apply = qcow2_snapshot_apply, .co_snapshot_delete = qcow2_snapshot_delete,
 	.co_bitmap_list = qcow2_bitmap_list, .co_bitmap_change = qcow2_bitmap_change,
-	.co_close = qcow2_close,
+	.co_set_readonly = qcow2_set_readonly, .co_close = qcow2_close,
 };
 
 const struct driver qcow2_driver = {

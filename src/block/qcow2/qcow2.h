@@ -318,7 +318,7 @@ int l1_grow(struct qcow2 *q, uint32_t entries);
 /* --- bitmap.c, bitmap_track.c, bitmap_change.c (bitmap.h) --- */
 /* On opening: what the header names.  Nothing of use: 0, with no bitmaps. */
 int bitmaps_open(struct qcow2 *q);
-int bitmaps_prepare(struct qcow2 *q);		/* for writing: reads the bits of those that track */
+int bitmaps_prepare(struct qcow2 *q);		/* for writing: reads all bits */
 int bitmaps_finish(struct qcow2 *q);		/* exact bits, no longer in use */
 void bitmaps_fini(struct qcow2 *q);
 int bitmaps_resize(struct qcow2 *q, uint64_t size_bytes);	/* nothing else is under way */
