@@ -107,6 +107,35 @@ _vixen_image_options()
 	esac
 }
 
+_vixen_disk()
+{
+	local options=
+	if [ "$COMP_CWORD" = 2 ]; then
+		COMPREPLY=($(compgen -W 'attach detach list throttle backup bitmap cancel commit complete mirror resize
+			snapshot stream --help' -- "$cur"))
+		return
+	fi
+	case ${COMP_WORDS[2]} in
+	detach) options='--timeout --help' ;;
+	list) options='--format --help' ;;
+	throttle) options='--iops --bps --iops-burst --bps-burst --group --help' ;;
+	backup) options='--background --bitmap --incremental --backing --to --help' ;;
+	mirror) options='--background --pivot --follow --to --help' ;;
+	snapshot) options='--internal --help' ;;
+	bitmap) options='--granularity --help' ;;
+	stream | commit) options='--background --help' ;;
+	esac
+	case $prev in
+	--to) COMPREPLY=($(compgen -W 'raw qcow2' -- "$cur")); return ;;
+	--format) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
+	--timeout | --iops | --bps | --iops-burst | --bps-burst | --group) return ;;
+	esac
+	case $cur in
+	-*) COMPREPLY=($(compgen -W "${options:---help}" -- "$cur")) ;;
+	*) COMPREPLY=($(compgen -W "${options:---help} $(_vixen_vms)" -- "$cur") $(compgen -f -- "$cur")) ;;
+	esac
+}
+
 _vixen()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
@@ -125,14 +154,7 @@ _vixen()
 	status) [ "$prev" = --format ] && COMPREPLY=($(compgen -W 'table json' -- "$cur")) ||
 		COMPREPLY=($(compgen -W "--format --help $(_vixen_vms)" -- "$cur")) ;;
 	stop) [ "$prev" = --timeout ] || COMPREPLY=($(compgen -W "--now --timeout --help $(_vixen_vms)" -- "$cur")) ;;
-	disk) case $COMP_CWORD in
-	      2) COMPREPLY=($(compgen -W 'attach detach list throttle --help' -- "$cur")) ;;
-	      *) case $prev in
-		 --format) COMPREPLY=($(compgen -W 'table json' -- "$cur")) ;;
-		 --timeout | --iops | --bps | --iops-burst | --bps-burst | --group) ;;
-		 *) COMPREPLY=($(compgen -W "--timeout --format --iops --bps --iops-burst --bps-burst --group --help $(_vixen_vms)" -- "$cur") $(compgen -f -- "$cur")) ;;
-		 esac ;;
-	      esac ;;
+	disk) _vixen_disk ;;
 	pause | resume) COMPREPLY=($(compgen -W "--help $(_vixen_vms)" -- "$cur")) ;;
 	help) COMPREPLY=($(compgen -W 'run list status stop pause resume disk image doctor version' -- "$cur")) ;;
 	esac

@@ -13,27 +13,32 @@
 /* An answer may have any length up to what the VM lets lie unread. */
 #define ANSWER_MAX (256u << 10)
 
-static ssize_t send_some(int fd, const char *p, size_t n, const int *fds, unsigned nfds)
-{
-	union { char bytes[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))]; struct cmsghdr align; } room = { { 0 } };
-	struct iovec iov = { (char *)p, n };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
+#define ASK_ID 1
+#define END_ID 2
 
-	if (nfds) {
-		m.msg_control = room.bytes;
-		m.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
-		*CMSG_FIRSTHDR(&m) = (struct cmsghdr){ .cmsg_len = CMSG_LEN(nfds * sizeof(int)), .cmsg_level = SOL_SOCKET,
-						       .cmsg_type = SCM_RIGHTS };
-		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&m)), fds, nfds * sizeof(int));
-	}
-	return sendmsg(fd, &m, MSG_NOSIGNAL);
-}
+struct asking {
+	const struct control_want *w;
+	int fd;
+	bool ending;		/* the VM has been asked to end it */
+	char *buf;
+	size_t have;
+};
 
-/* The descriptors go with the first byte. */
+/* The files go with the first byte. */
 static int send_all(int fd, const char *p, size_t n, const int *fds, unsigned nfds, struct error *e)
 {
+	union { struct cmsghdr align; char room[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))]; } control = { 0 };
 	while (n) {
-		ssize_t done = send_some(fd, p, n, fds, nfds);
+		struct iovec iov = { (void *)p, n };
+		struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
+		if (nfds) {
+			m.msg_control = &control;
+			m.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
+			struct cmsghdr *h = CMSG_FIRSTHDR(&m);
+			*h = (struct cmsghdr){ CMSG_LEN(nfds * sizeof(int)), SOL_SOCKET, SCM_RIGHTS };
+			memcpy(CMSG_DATA(h), fds, nfds * sizeof(int));
+		}
+		ssize_t done = sendmsg(fd, &m, MSG_NOSIGNAL);
 		if (done < 0 && errno == EINTR)
 			continue;
 		if (done < 0)
@@ -45,13 +50,46 @@ static int send_all(int fd, const char *p, size_t n, const int *fds, unsigned nf
 	return 0;
 }
 
+static int request_send(int fd, json_int_t id, enum control_verb v, json_t *arguments, const int *fds, unsigned nfds,
+			struct error *e)
+{
+	char *line = control_request_encode(id, v, arguments);
+	int ret = line ? send_all(fd, line, strlen(line), fds, nfds, e)
+		       : error_set(e, ENOMEM, NULL, "ask the VM", "out of memory");
+	free(line);
+	return ret;
+}
+
+/* Something has come; an interruption is passed on meanwhile. */
+static int wait_readable(struct asking *a, struct error *e)
+{
+	int ret = 0;
+	while (!ret) {
+		struct pollfd p[2] = { { .fd = a->fd, .events = POLLIN },
+				       { .fd = a->ending ? -1 : a->w->interrupt_fd, .events = POLLIN } };
+		if (poll(p, 2, -1) < 0 || p[0].revents) {
+			if (p[0].revents)
+				break;
+			continue;
+		}
+		a->ending = true;
+		if (a->w->interrupted)
+			*a->w->interrupted = true;
+		ret = request_send(a->fd, END_ID, a->w->end_verb, json_incref(a->w->end_arguments), NULL, 0, e);
+	}
+	return ret;
+}
+
 /* One line, without its newline, into buf; what follows it stays behind it. */
-static int line_read(int fd, char *buf, size_t *have, size_t *line, struct error *e)
+static int line_read(struct asking *a, size_t *line, struct error *e)
 {
 	char *end;
 
-	while (!(end = memchr(buf, '\n', *have))) {
-		ssize_t n = *have < ANSWER_MAX ? recv(fd, buf + *have, ANSWER_MAX - *have, 0) : 0;
+	while (!(end = memchr(a->buf, '\n', a->have))) {
+		int ret = wait_readable(a, e);
+		if (ret)
+			return ret;
+		ssize_t n = a->have < ANSWER_MAX ? recv(a->fd, a->buf + a->have, ANSWER_MAX - a->have, 0) : 0;
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
@@ -59,30 +97,30 @@ static int line_read(int fd, char *buf, size_t *have, size_t *line, struct error
 		if (!n)
 			return error_set(e, ECONNRESET, "see vixen list whether it still runs", "hear from the VM",
 					 "it ended, or closed the connection");
-		*have += (size_t)n;
+		a->have += (size_t)n;
 	}
-	*line = (size_t)(end - buf);
+	*line = (size_t)(end - a->buf);
 	return 0;
 }
 
-static int answers_read(int fd, char *buf, control_progress_fn *progress, void *opaque, json_t **result,
-			struct error *e)
+static int answers_read(struct asking *k, json_t **result, struct error *e)
 {
 	struct control_answer a = { 0 };
-	size_t have = 0, line = 0;
+	size_t line = 0;
 
 	for (;;) {
-		int ret = line_read(fd, buf, &have, &line, e);
+		int ret = line_read(k, &line, e);
 		if (!ret)
-			ret = control_answer_decode(&a, buf, line, e);
+			ret = control_answer_decode(&a, k->buf, line, e);
 		if (ret)
 			return ret;
-		if (a.result || a.err)
+		if (a.id == ASK_ID && (a.result || a.err))
 			break;
-		if (progress)
-			progress(opaque, a.done, a.total);
-		have -= line + 1;
-		memmove(buf, buf + line + 1, have);
+		if (a.id == ASK_ID && k->w->progress)
+			k->w->progress(k->w->opaque, a.done, a.total);
+		control_answer_fini(&a);
+		k->have -= line + 1;
+		memmove(k->buf, k->buf + line + 1, k->have);
 	}
 	if (a.err) {
 		if (e)
@@ -95,45 +133,38 @@ static int answers_read(int fd, char *buf, control_progress_fn *progress, void *
 	return 0;
 }
 
-struct question {
-	const char *name;
-	enum control_verb verb;
-	const int *fds;
-	unsigned nfds;
-	control_progress_fn *progress;
-	void *opaque;
-};
-
-static int ask(const struct question *q, json_t *arguments, json_t **result, struct error *e)
+int control_ask_for(const char *name, const struct control_want *w, json_t **result, struct error *e)
 {
-	char *line = control_request_encode(1, q->verb, arguments), *buf = malloc(ANSWER_MAX);
-	int fd = -1, ret = line && buf ? 0 : error_set(e, ENOMEM, NULL, "ask the VM", "out of memory");
+	struct asking a = { .w = w, .fd = -1, .buf = malloc(ANSWER_MAX) };
+	int ret = a.buf ? 0 : error_set(e, ENOMEM, NULL, "ask the VM", "out of memory");
 
 	if (!ret) {
-		fd = runtime_connect(q->name, e);
-		ret = fd < 0 ? fd : send_all(fd, line, strlen(line), q->fds, q->nfds, e);
+		a.fd = runtime_connect(name, e);
+		ret = a.fd < 0 ? a.fd : 0;
 	}
 	if (!ret)
-		ret = answers_read(fd, buf, q->progress, q->opaque, result, e);
-	if (fd >= 0)
-		close(fd);
-	free(line);
-	free(buf);
+		ret = request_send(a.fd, ASK_ID, w->verb, json_incref(w->arguments), w->fds, w->nfds, e);
+	if (!ret)
+		ret = answers_read(&a, result, e);
+	if (a.fd >= 0)
+		close(a.fd);
+	json_decref(w->arguments);
+	free(a.buf);
 	return ret;
 }
 
 int control_ask(const char *name, enum control_verb verb, json_t *arguments, control_progress_fn *progress,
 		void *opaque, json_t **result, struct error *e)
 {
-	const struct question q = { .name = name, .verb = verb, .progress = progress, .opaque = opaque };
-	return ask(&q, arguments, result, e);
+	return control_ask_for(name, &(struct control_want){ .verb = verb, .arguments = arguments, .interrupt_fd = -1,
+							      .progress = progress, .opaque = opaque }, result, e);
 }
 
 int control_ask_fds(const char *name, enum control_verb verb, json_t *arguments, const int *fds, unsigned nfds,
 		    json_t **result, struct error *e)
 {
-	const struct question q = { .name = name, .verb = verb, .fds = fds, .nfds = nfds };
-	return ask(&q, arguments, result, e);
+	return control_ask_for(name, &(struct control_want){ .verb = verb, .arguments = arguments, .fds = fds, .nfds = nfds,
+							      .interrupt_fd = -1 }, result, e);
 }
 
 bool control_wait_end(const char *name, unsigned timeout_s)

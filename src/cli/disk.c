@@ -1,5 +1,6 @@
 /* vixen disk: the disks of a VM that runs. A verb is a row of the table, and a function. */
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 #include "cli/control_client.h"
 #include "cli/disk.h"
 #include "cli/disk_option.h"
+#include "cli/image_tool.h"
 #include "cli/options.h"
 #include "cli/verb.h"
 #include "host/loop.h"
@@ -60,13 +62,51 @@ static bool set_format(void *opaque, const char *v)
 static void row_show(json_t *d)
 {
 	const char *name = "?", *bus = "?", *format = "?", *path = "?";
+	char safe[PATH_MAX];
 	json_int_t bytes = 0;
 	int readonly = 0, ephemeral = 0;
 
 	json_unpack(d, "{s:s, s:s, s:s, s:s, s:I, s:b, s:b}", "name", &name, "bus", &bus, "format", &format, "path", &path,
 		    "size_bytes", &bytes, "readonly", &readonly, "ephemeral", &ephemeral);
-	printf("%-8s %-7s %-7s %10.2f GiB  %s%s%s\n", name, bus, format, (double)bytes / (1 << 30), path,
-	       readonly ? ", readonly" : "", ephemeral ? ", ephemeral" : "");
+	printf("%-8s %-7s %-7s %10.2f GiB  %s%s%s\n", name, bus, format, (double)bytes / (1 << 30),
+	       plain(safe, sizeof safe, path), readonly ? ", readonly" : "", ephemeral ? ", ephemeral" : "");
+}
+
+static void job_show(json_t *job)
+{
+	const char *kind = "?", *target = NULL;
+	json_int_t done = 0, total = 0;
+	char safe[PATH_MAX];
+	int ready = 0;
+	if (!job)
+		return;
+	json_unpack(job, "{s:s, s?s, s:I, s:I, s:b}", "kind", &kind, "target", &target, "done", &done, "total", &total,
+		    "ready", &ready);
+	printf("         job     %s%s%s, %d%%%s\n", kind, target ? " to " : "", target ? plain(safe, sizeof safe, target) : "",
+	       total ? (int)((double)done * 100 / (double)total) : 0, ready ? ", follows the disk" : "");
+}
+
+static void bitmaps_show(json_t *bitmaps)
+{
+	json_t *b;
+	size_t i;
+	json_array_foreach(bitmaps, i, b) {
+		char safe[256], size[64];
+		size_words(size, (uint64_t)json_integer_value(json_object_get(b, "dirty_bytes")));
+		printf("         bitmap  %s, changed: %s\n",
+		       plain(safe, sizeof safe, json_string_value(json_object_get(b, "name"))), size);
+	}
+}
+
+static void chain_show(json_t *chain)
+{
+	json_t *layer;
+	char safe[PATH_MAX];
+	size_t i;
+
+	json_array_foreach(chain, i, layer)
+		if (i)
+			printf("         on      %s\n", plain(safe, sizeof safe, json_string_value(json_object_get(layer, "path"))));
 }
 
 static int disk_list(int argc, char **argv)
@@ -76,23 +116,27 @@ static int disk_list(int argc, char **argv)
 		.about = "Lists the disks of a virtual machine that runs.", .options = options, .argument = set_argument };
 	struct disk_ask a = { .verb = c.verb };
 	struct error e = { 0 };
-	json_t *status, *disks, *d;
+	json_t *result, *disks, *d;
 	size_t i;
 	int ret = disk_parse(&c, &a, argc, argv);
 
 	if (ret >= 0)
 		return ret;
-	if (control_ask(a.vm, CONTROL_status, NULL, NULL, NULL, &status, &e))
+	if (control_ask(a.vm, CONTROL_disk_list, NULL, NULL, NULL, &result, &e))
 		return failed(&e);
-	disks = json_object_get(status, "disks");
+	disks = json_object_get(result, "disks");
 	if (a.json) {
 		json_print(json_incref(disks));
 	} else {
 		printf("%-8s %-7s %-7s %14s  %s\n", "NAME", "BUS", "FORMAT", "SIZE", "FILE");
-		json_array_foreach(disks, i, d)
+		json_array_foreach(disks, i, d) {
 			row_show(d);
+			chain_show(json_object_get(d, "chain"));
+			bitmaps_show(json_object_get(d, "bitmaps"));
+			job_show(json_object_get(d, "job"));
+		}
 	}
-	json_decref(status);
+	json_decref(result);
 	return EXIT_OK;
 }
 
@@ -279,8 +323,11 @@ static int disk_throttle(int argc, char **argv)
 static const struct disk_verb { const char *name, *summary; int (*run)(int argc, char **argv); } verbs[] = {
 	{ "attach", "plug one in", disk_attach },
 	{ "detach", "take one away", disk_detach },
-	{ "list", "list them", disk_list },
+	{ "list", "list them, and the jobs on them", disk_list },
 	{ "throttle", "limit what one may take of the host", disk_throttle },
+#define DISK_JOB(name, summary) { #name, summary, disk_##name },
+	DISK_JOBS
+#undef DISK_JOB
 };
 #define VERBS (sizeof verbs / sizeof *verbs)
 

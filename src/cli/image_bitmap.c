@@ -69,7 +69,7 @@ static bool set_argument(void *o, const char *v)
 
 static const struct option_row bitmap_options[] = {
 	{ "granularity", "SIZE", "add: bytes for each bit (default 64K)", set_granularity },
-	{ "disk-format", "raw|qcow2", "what FILE is; default: by its name", set_format },
+	{ "disk-format", "FORMAT", "what FILE is; default: by its name", set_format },
 	{ "format", "table|json", "of the list, default table", set_json },
 	{ 0 },
 };

@@ -30,15 +30,20 @@ static void on_signal(void *opaque, uint32_t events)
 			block_interrupt(t->open[i]);
 }
 
-static void on_progress(void *opaque, uint64_t done, uint64_t total)
+void progress_bar(int percent)
 {
 	static const char bar[] = "########################################";
+	fprintf(stderr, "\r[%-40.*s] %3d%%\033[K", percent * (int)(sizeof bar - 1) / 100, bar, percent);
+}
+
+static void on_progress(void *opaque, uint64_t done, uint64_t total)
+{
 	struct tool *t = opaque;
 	int percent = total ? (int)((double)done * 100 / (double)total) : 100;
 	if (!t->tty || percent == t->percent)
 		return;
 	t->percent = percent;
-	fprintf(stderr, "\r[%-40.*s] %3d%%\033[K", percent * (int)(sizeof bar - 1) / 100, bar, percent);
+	progress_bar(percent);
 }
 
 static int watch_signals(struct tool *t)

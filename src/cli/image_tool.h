@@ -79,6 +79,7 @@ void image_describe(const struct image *img, bool json);	/* of the catalog (imag
 /* Text from an image, safe on a terminal; out holds size bytes. */
 const char *plain(char *out, size_t size, const char *text);
 json_t *json_text(const char *text);		/* NULL, and what is no UTF-8, are fine */
+void progress_bar(int percent);			/* over the last one, on stderr */
 void size_words(char out[64], uint64_t bytes);	/* "10.0 GiB (10737418240 bytes)" */
 
 #endif

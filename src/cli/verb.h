@@ -14,7 +14,7 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 	V(stop,    "shut one down") \
 	V(pause,   "stop its CPUs where they are") \
 	V(resume,  "let them go on") \
-	V(disk,    "attach, detach and list disks of one that runs") \
+	V(disk,    "attach, list, copy, resize disks of one that runs") \
 	V(image,   "build and list guest images") \
 	V(doctor,  "say what this host offers, and what to do about it") \
 	V(help,    "explain vixen, or a verb") \

@@ -133,7 +133,8 @@ static const int allowed[] = {
 };
 
 /* Requests that only look, or that the block layer and KVM need.  Never TIOCSTI and its like. */
-static const unsigned long ioctls[] = { FIONREAD, FIONBIO, TCGETS, 0x1277 /* BLKDISCARD */, 0x127f /* BLKZEROOUT */ };
+static const unsigned long ioctls[] = { FIONREAD, FIONBIO, TCGETS, 0x1277 /* BLKDISCARD */, 0x127f /* BLKZEROOUT */,
+	0x80081272 /* BLKGETSIZE64 */ };
 
 static int file_rules(scmp_filter_ctx f, bool kvm)
 {
@@ -153,6 +154,7 @@ static int file_rules(scmp_filter_ctx f, bool kvm)
 			ret |= seccomp_rule_add(f, SCMP_ACT_ALLOW, NR(fcntl), 1, SCMP_A1(SCMP_CMP_EQ, (unsigned)cmd));
 	ret |= seccomp_rule_add(f, SCMP_ACT_ALLOW, NR(fcntl), 1, SCMP_A1(SCMP_CMP_EQ, F_DUPFD_CLOEXEC));
 	ret |= seccomp_rule_add(f, SCMP_ACT_ALLOW, NR(fcntl), 1, SCMP_A1(SCMP_CMP_EQ, F_ADD_SEALS));
+	ret |= seccomp_rule_add(f, SCMP_ACT_ALLOW, NR(fcntl), 1, SCMP_A1(SCMP_CMP_EQ, F_OFD_SETLK));
 	for (unsigned i = 0; i < sizeof(ioctls) / sizeof(ioctls[0]); i++)
 		ret |= seccomp_rule_add(f, SCMP_ACT_ALLOW, NR(ioctl), 1,
 					SCMP_A1(SCMP_CMP_MASKED_EQ, UINT32_MAX, ioctls[i]));

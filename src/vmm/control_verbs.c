@@ -1,5 +1,6 @@
 /* What the control socket's verbs do. */
 #include "base/error.h"
+#include "block/block.h"
 #include "engine/engine.h"
 #include "host/loop.h"
 #include "machine/board.h"
@@ -10,7 +11,7 @@
 
 static json_t *reason_json(const struct vm *vm)
 {
-	return vm->full ? json_sprintf("the host has no space left for %s, %s", vm->full->name, vm->full->spec.path) : NULL;
+	return vm->full ? json_sprintf("the host has no space left for %s, %s", vm->full->name, block_path(vm->full->block)) : NULL;
 }
 
 /* {"state": "running"|"paused", "pid", "engine", "cpus", "memory_bytes", "uptime_s", "reason": why it is paused, if not by request, "disks": [...]} */

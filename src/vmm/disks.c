@@ -18,6 +18,7 @@
 #include "host/loop.h"
 #include "machine/board.h"
 #include "vmm/control.h"
+#include "vmm/disk_jobs.h"
 #include "vmm/vm_private.h"
 
 /* --- those it starts with --- */
@@ -129,6 +130,7 @@ static void on_flushed(void *opaque, int ret)
 void disks_flush(struct vm *vm)
 {
 	limits_end(vm);
+	disk_jobs_end(vm);
 	for (unsigned i = 0; i < VM_DISKS_MAX; i++) {
 		struct vm_slot *s = &vm->disk[i];
 
@@ -184,7 +186,7 @@ json_t *disks_json(struct vm *vm)
 		if (s->state != DISK_PLUGGED && s->state != DISK_LEAVING)
 			continue;
 		json_t *j = json_pack("{s:s, s:o*, s:s, s:s, s:I, s:b, s:b}", "name", s->name, "path",
-						      json_string(s->spec.path), "format", block_format(s->block), "bus",
+						      json_string(block_path(s->block)), "format", block_format(s->block), "bus",
 						      s->spec.cdrom ? "cdrom" : vm_bus_names[s->spec.bus], "size_bytes",
 						      (json_int_t)block_size(s->block), "readonly", block_readonly(s->block),
 						      "ephemeral", s->spec.ephemeral);
@@ -402,6 +404,11 @@ void verb_disk_detach(struct vm *vm, struct control_call *call, json_t *argument
 		ret = error_set(&e, ENOENT, "see vixen disk list", "detach a disk", "there is no disk '%s'", name);
 	else if (s->state != DISK_PLUGGED || !s->place)
 		ret = error_set(&e, EBUSY, "wait for that", "detach a disk", "'%s' is on its way already", name);
+	else if (s->job)
+		ret = error_set(&e, EBUSY, "wait for its end, or cancel it (vixen disk cancel)", "detach a disk",
+				"a job on '%s' is under way", name);
+	else if (s->looking)
+		ret = error_set(&e, EBUSY, "try again", "detach a disk", "'%s' is being looked at", name);
 	else if (!(s->timer = loop_timer_new(vm->loop, on_timeout, s)))
 		ret = error_errno(&e, ENOMEM, NULL, "detach a disk");
 	if (ret) {

@@ -11,6 +11,7 @@ struct vm;
 struct loop_timer;
 struct control_call;
 struct board_disk;
+struct disk_job;
 
 /* From PLUGGED on a disk is found by its name. */
 enum disk_state { DISK_FREE, DISK_OPENING, DISK_CLOSING, DISK_PLUGGED, DISK_LEAVING };
@@ -33,6 +34,9 @@ struct vm_slot {
 	struct block_group *own;	/* limits.c; NULL: never had limits of its own */
 	struct vm_limits limits;
 	struct vm_group *group;
+	/* PLUGGED: while there is one of these it is not detached */
+	struct disk_job *job;		/* NULL: none */
+	unsigned looking;		/* coroutines that wait for what they asked its block */
 	/* LEAVING and CLOSING */
 	struct control_call *call;
 	struct loop_timer *timer;

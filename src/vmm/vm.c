@@ -133,6 +133,7 @@ int vm_new(struct vm **out, const struct vm_config *c, int console_fd, int contr
 	if (!vm)
 		return error_set(e, ENOMEM, NULL, "start the VM", "out of memory");
 	vm->config = c;
+	vm->folder = getcwd(NULL, 0);
 	vm->console_file = vm->signals = -1;
 	vm->watch_space = control_fd >= 0;
 	if (!(vm->loop = loop_new())) {
@@ -216,5 +217,6 @@ void vm_free(struct vm *vm)
 		close(vm->console_file);
 	if (vm->loop)
 		loop_free(vm->loop);
+	free(vm->folder);
 	free(vm);
 }

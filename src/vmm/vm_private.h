@@ -22,6 +22,7 @@ struct vm {
 	struct gdb_server *gdb;		/* NULL: no --gdb */
 	struct board *board;
 	uint64_t start_ns;
+	char *folder;		/* where relative paths begin; NULL: unknown */
 	bool interrupted, paused;
 	unsigned flushes;	/* under way */
 	unsigned disk_jobs;	/* coroutines and what will become one */
