@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../engine/quiet.h"
 #include "diff.h"
 #include "engine/soft/vcpu.h"
 
@@ -24,13 +25,6 @@ struct soft {
 	unsigned tables;
 	uint8_t device[DEVICE_BYTES];
 };
-
-static bool no_irq(void *opaque) { return false; }
-static int no_ack(void *opaque) { return -1; }
-static uint8_t no_tpr(void *opaque) { return 0; }
-static void no_set_tpr(void *opaque, uint8_t tpr) { }
-static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
-static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
 
 /* The device: memory, by way of its ops. */
 static uint64_t device_read(void *opaque, uint64_t offset, unsigned size)
@@ -112,8 +106,6 @@ static void state_user(struct x86_state *s)
 
 struct soft *soft_new(const struct cpu_model *model, bool interpret_only)
 {
-	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_irq, .get_tpr = no_tpr,
-				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
 	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = interpret_only, .model = model };
 	struct soft *s = calloc(1, sizeof *s);
 	struct error e;
@@ -122,7 +114,7 @@ struct soft *soft_new(const struct cpu_model *model, bool interpret_only)
 	if (!map_add_mmio(s->map, GPA_DEVICE, DEVICE_BYTES, &device_ops, s, "device"))
 		abort();
 	cfg.map = s->map;
-	if (engine_soft.create(&s->en, &cfg, &e) < 0 || engine_soft.vcpu_create(&s->v, s->en, &w, &e) < 0)
+	if (engine_soft.create(&s->en, &cfg, &e) < 0 || engine_soft.vcpu_create(&s->v, s->en, &vcpu_quiet, &e) < 0)
 		abort();
 	memory_init(s);
 	engine_soft.get_state(s->v, &s->user);

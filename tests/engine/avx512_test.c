@@ -10,8 +10,8 @@
 
 #include <cmocka.h>
 
-#include "cpu/model.h"
 #include "engine/soft/soft.h"
+#include "machine.h"
 
 #define RAM_BYTES (4u << 20)
 #define TABLES 0x10000u
@@ -19,80 +19,47 @@
 #define AREA 0x280000u
 #define DEVICE RAM_BYTES
 
-struct machine {
-	struct map *map;
-	struct cpu_model *model;
-	struct engine *en;
-	struct vcpu *v;
+struct device {
 	uint64_t written[64];		/* by offset / 4 */
 	unsigned reads, writes;
 };
 
-static bool no_irq(void *opaque) { return false; }
-static int no_ack(void *opaque) { return -1; }
-static uint8_t no_tpr(void *opaque) { return 0; }
-static void no_set_tpr(void *opaque, uint8_t tpr) { }
-static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
-static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
-
 static uint64_t device_read(void *opaque, uint64_t offset, unsigned size)
 {
-	struct machine *m = opaque;
+	struct device *d = opaque;
 
-	m->reads++;
+	d->reads++;
 	return 0x1000 + offset;
 }
 
 static void device_write(void *opaque, uint64_t offset, unsigned size, uint64_t value)
 {
-	struct machine *m = opaque;
+	struct device *d = opaque;
 
 	assert_int_equal(size, 4);
 	assert_in_range(offset, 0, 255);
-	m->written[offset / 4] = value;
-	m->writes++;
+	d->written[offset / 4] = value;
+	d->writes++;
 }
 
-static const struct io_ops device = { .read = device_read, .write = device_write, .min_size = 4, .max_size = 4 };
-
-static uint8_t *ram(struct machine *m, uint64_t gpa) { return map_ptr(m->map, gpa, 1, true); }
+static const struct io_ops device_ops = { .read = device_read, .write = device_write, .min_size = 4, .max_size = 4 };
 
 /* false: this host has no AVX-512 to try. */
 static bool machine_init(struct machine *m, bool interpret_only)
 {
-	struct cpu_model_config mc = { .name = "max", .tsc_hz = 1000000000 };
-	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_irq, .get_tpr = no_tpr,
-				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
-	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = interpret_only };
 	uint64_t *t;
 
-	memset(m, 0, sizeof *m);
-	assert_int_equal(cpu_model_new(&m->model, &mc, NULL), 0);
+	machine_open(m, "max", RAM_BYTES, (struct engine_config){ .interpret_only = interpret_only });
 	if (!cpu_model_has(m->model, FEATURE_AVX512F)) {
-		cpu_model_free(m->model);
+		machine_fini(m);
 		return false;
 	}
-	m->map = map_new();
-	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, NULL), 0);
-	assert_non_null(map_add_mmio(m->map, DEVICE, 0x1000, &device, m, "test"));
-	cfg.map = m->map;
-	cfg.model = m->model;
-	assert_int_equal(engine_soft.create(&m->en, &cfg, NULL), 0);
-	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, NULL), 0);
 	t = (uint64_t *)ram(m, TABLES);
 	t[0] = (TABLES + 0x1000) | 7;
 	t[512] = (TABLES + 0x2000) | 7;
 	for (unsigned i = 0; i < 3; i++)
 		t[1024 + i] = i * 0x200000ull | 0x87;
 	return true;
-}
-
-static void machine_fini(struct machine *m)
-{
-	engine_soft.vcpu_destroy(m->v);
-	engine_soft.destroy(m->en);
-	cpu_model_free(m->model);
-	map_free(m->map);
 }
 
 /* Runs code in the kernel of long mode until its HLT; RCX: AREA, RDX: DEVICE. fpu: state before and after. */
@@ -200,24 +167,26 @@ static void test_state_interpreter(void **state) { state_saved(true); }
 static void devices(bool interpret_only)
 {
 	struct machine m;
+	struct device d = { .reads = 0 };
 	struct x86_xsave f;
 
 	if (!machine_init(&m, interpret_only))
 		skip();
+	assert_non_null(map_add_mmio(m.map, DEVICE, 0x1000, &device_ops, &d, "test"));
 	fpu_fill(&f);
 	f.opmask[1] = 0x8009;
 	/* vmovdqu32 [rdx]{k1}, zmm20; vmovdqu32 zmm3{k1}{z}, [rdx]; vpscatterdd [rdx + zmm4*4 + 64]{k1}, zmm20 */
 	for (unsigned i = 0; i < 16; i++)
 		((uint32_t *)(i < 4 ? f.xmm[4].b : i < 8 ? f.ymmh[4].b : f.zmmh[4].b))[i < 8 ? i & 3 : i - 8] = 15 - i;
 	RUN(&m, "\x62\xe1\x7e\x49\x7f\x22" "\x62\xf1\x7e\xc9\x6f\x1a" "\x62\xe2\x7d\x49\xa0\x64\xa2\x10", &f);
-	assert_int_equal(m.writes, 6);
-	assert_int_equal(m.reads, 3);
+	assert_int_equal(d.writes, 6);
+	assert_int_equal(d.reads, 3);
 	for (unsigned i = 0; i < 16; i++) {
 		uint32_t value;
 
 		memcpy(&value, f.zmm16[4].b + 4 * i, 4);
-		assert_int_equal(m.written[i], 0x8009 >> i & 1 ? value : 0);
-		assert_int_equal(m.written[16 + 15 - i], 0x8009 >> i & 1 ? value : 0);
+		assert_int_equal(d.written[i], 0x8009 >> i & 1 ? value : 0);
+		assert_int_equal(d.written[16 + 15 - i], 0x8009 >> i & 1 ? value : 0);
 	}
 	assert_int_equal(f.xmm[3].d[0], 0x1000);
 	assert_int_equal(f.xmm[3].d[1], 0);

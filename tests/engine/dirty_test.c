@@ -14,9 +14,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-#include "cpu/model.h"
-#include "engine/engine.h"
-#include "memory/map.h"
+#include "machine.h"
 
 #define RAM_BYTES (4u << 20)
 #define PAGES (RAM_BYTES / GUEST_PAGE_SIZE)
@@ -27,7 +25,7 @@
 #define VCPUS 2u
 #define FETCHES 100
 
-struct machine {
+struct mirrored {
 	struct map *map;
 	struct cpu_model *model;
 	struct engine *en;
@@ -37,15 +35,7 @@ struct machine {
 	uint8_t mirror[RAM_BYTES] __attribute__((aligned(8)));
 };
 
-struct runner { struct machine *m; struct vcpu *v; };
-
-static bool no_irq(void *opaque) { return false; }
-static int no_ack(void *opaque) { return -1; }
-static uint8_t no_tpr(void *opaque) { return 0; }
-static void no_set_tpr(void *opaque, uint8_t tpr) { }
-static bool no_nmi(void *opaque) { return false; }
-static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
-static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
+struct runner { struct mirrored *m; struct vcpu *v; };
 
 /* RBX: where this vCPU's first cell is. Each round writes its number to the next page's cell, by a plain store, a
  * locked one and a string one, and then to the first page's second cell, so that one page is never left alone. */
@@ -66,17 +56,7 @@ __asm__(".pushsection .rodata\n"
 	".popsection\n");
 extern const char writer[], writer_end[];
 
-static void tables_build(struct machine *m)
-{
-	uint64_t *pml4 = map_ptr(m->map, TABLES, 0x3000, true), *pdpt = pml4 + 512, *pd = pml4 + 1024;
-
-	pml4[0] = (TABLES + 0x1000) | 7;
-	pdpt[0] = (TABLES + 0x2000) | 7;
-	for (unsigned i = 0; i < 2; i++)
-		pd[i] = (uint64_t)i << 21 | 0xe7;
-}
-
-static void state_prepare(struct machine *m, unsigned i)
+static void state_prepare(struct mirrored *m, unsigned i)
 {
 	struct x86_state s;
 
@@ -96,11 +76,11 @@ static void state_prepare(struct machine *m, unsigned i)
 	engine_soft.set_state(m->v[i], &s);
 }
 
-static struct machine *machine_new(bool interpret_only)
+static struct mirrored *machine_new(bool interpret_only)
 {
 	struct cpu_model_config mc = { .name = "x86-64-v2", .tsc_hz = 1000000000 };
 	struct engine_config cfg = { .vcpus = VCPUS, .tsc_hz = 1000000000, .interpret_only = interpret_only };
-	struct machine *m = calloc(1, sizeof *m);
+	struct mirrored *m = calloc(1, sizeof *m);
 
 	assert_non_null(m);
 	m->map = map_new();
@@ -110,19 +90,18 @@ static struct machine *machine_new(bool interpret_only)
 	cfg.map = m->map;
 	cfg.model = m->model;
 	assert_int_equal(engine_soft.create(&m->en, &cfg, NULL), 0);
-	tables_build(m);
+	tables_identity(m->map, TABLES);
 	assert_true(map_write(m->map, CODE, writer, (size_t)(writer_end - writer)));
 	for (unsigned i = 0; i < VCPUS; i++) {
-		struct vcpu_wiring w = { .index = i, .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_nmi,
-					 .get_tpr = no_tpr, .set_tpr = no_set_tpr, .msr_read = no_rdmsr,
-					 .msr_write = no_wrmsr };
+		struct vcpu_wiring w = vcpu_quiet;
+		w.index = i;
 		assert_int_equal(engine_soft.vcpu_create(&m->v[i], m->en, &w, NULL), 0);
 		state_prepare(m, i);
 	}
 	return m;
 }
 
-static void machine_free(struct machine *m)
+static void machine_free(struct mirrored *m)
 {
 	for (unsigned i = 0; i < VCPUS; i++)
 		engine_soft.vcpu_destroy(m->v[i]);
@@ -142,7 +121,7 @@ static void *vcpu_main(void *opaque)
 	return NULL;
 }
 
-static void machine_start(struct machine *m)
+static void machine_start(struct mirrored *m)
 {
 	for (unsigned i = 0; i < VCPUS; i++) {
 		struct runner *r = malloc(sizeof *r);
@@ -152,7 +131,7 @@ static void machine_start(struct machine *m)
 	}
 }
 
-static void machine_stop(struct machine *m)
+static void machine_stop(struct mirrored *m)
 {
 	atomic_store(&m->stop, true);
 	for (unsigned i = 0; i < VCPUS; i++) {
@@ -161,7 +140,7 @@ static void machine_stop(struct machine *m)
 	}
 }
 
-static volatile uint64_t *cell(struct machine *m, uint64_t gpa) { return map_ptr(m->map, gpa, 8, false); }
+static volatile uint64_t *cell(struct mirrored *m, uint64_t gpa) { return map_ptr(m->map, gpa, 8, false); }
 
 static bool bit_of(const uint64_t *bits, uint64_t gpa)
 {
@@ -172,7 +151,7 @@ static bool bit_of(const uint64_t *bits, uint64_t gpa)
 
 /* Fetches once and copies the pages it names. Cells are aligned words: no copy can be torn in a way that matters,
  * as a page written while it is copied is named again. */
-static void mirror_update(struct machine *m)
+static void mirror_update(struct mirrored *m)
 {
 	uint64_t bits[(PAGES + 63) / 64];
 
@@ -187,7 +166,7 @@ static void mirror_update(struct machine *m)
 
 static void mirror_run(bool interpret_only)
 {
-	struct machine *m = machine_new(interpret_only);
+	struct mirrored *m = machine_new(interpret_only);
 
 	for (unsigned i = 0; i < RAM_BYTES / 8; i++)
 		((uint64_t *)m->mirror)[i] = cell(m, 0)[i];
@@ -209,7 +188,7 @@ static void mirror_run(bool interpret_only)
 /* What changed between two fetches is in the second. */
 static void rearm_run(bool interpret_only)
 {
-	struct machine *m = machine_new(interpret_only);
+	struct mirrored *m = machine_new(interpret_only);
 	uint64_t bits[(PAGES + 63) / 64];
 
 	machine_start(m);

@@ -10,9 +10,7 @@
 
 #include <cmocka.h>
 
-#include "cpu/model.h"
-#include "engine/engine.h"
-#include "memory/map.h"
+#include "machine.h"
 
 #define RAM_BYTES (4u << 20)
 #define TABLES 0x10000u		/* page tables: identity, 2 MiB pages */
@@ -20,74 +18,9 @@
 #define DATA 0x200000u
 #define STACK 0x300000u
 
-struct machine {
-	struct map *map;
-	struct cpu_model *model;
-	struct engine *en;
-	struct vcpu *v;
-};
-
-static bool no_irq(void *opaque) { return false; }
-static int no_ack(void *opaque) { return -1; }
-static uint8_t no_tpr(void *opaque) { return 0; }
-static void no_set_tpr(void *opaque, uint8_t tpr) { }
-static bool no_nmi(void *opaque) { return false; }
-static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
-static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
-
 static void machine_init(struct machine *m, bool interpret_only)
 {
-	struct cpu_model_config mc = { .name = "host", .tsc_hz = 1000000000 };
-	struct engine_config cfg = { .interpret_only = interpret_only, .vcpus = 1, .tsc_hz = 1000000000 };
-	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_nmi, .get_tpr = no_tpr,
-				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
-	struct error e;
-
-	m->map = map_new();
-	assert_non_null(m->map);
-	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, &e), 0);
-	assert_int_equal(cpu_model_new(&m->model, &mc, &e), 0);
-	cfg.map = m->map;
-	cfg.model = m->model;
-	assert_int_equal(engine_soft.create(&m->en, &cfg, &e), 0);
-	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, &e), 0);
-}
-
-static void machine_fini(struct machine *m)
-{
-	engine_soft.vcpu_destroy(m->v);
-	engine_soft.destroy(m->en);
-	cpu_model_free(m->model);
-	map_free(m->map);
-}
-
-static uint8_t *ram(struct machine *m, uint64_t gpa) { return map_ptr(m->map, gpa, 1, true); }
-
-static void tables_build(struct machine *m)
-{
-	uint64_t *pml4 = (uint64_t *)ram(m, TABLES), *pdpt = pml4 + 512, *pd = pml4 + 1024;
-
-	pml4[0] = (TABLES + 0x1000) | 7;
-	pdpt[0] = (TABLES + 0x2000) | 7;
-	for (unsigned i = 0; i < 2; i++)
-		pd[i] = (uint64_t)i << 21 | 0xe7;
-}
-
-static void state_long_mode(struct x86_state *s, uint64_t rip)
-{
-	s->cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_ET | CR0_WP | CR0_MP;
-	s->cr3 = TABLES;
-	s->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
-	s->xcr0 = 7;
-	s->efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
-	for (unsigned i = 0; i < SEG_COUNT; i++)
-		s->seg[i] = (struct x86_segment){ .limit = 0xffffffff, .selector = 0x10, .attr = 0xc093 };
-	s->seg[SEG_CS].selector = 8;
-	s->seg[SEG_CS].attr = 0xa09b;
-	s->seg[SEG_FS].base = DATA + 0x100;
-	s->rip = rip;
-	s->rflags = FLAG_FIXED;
-	s->gpr[REG_RSP] = STACK;
+	machine_open(m, "host", RAM_BYTES, (struct engine_config){ .interpret_only = interpret_only });
 }
 
 /* --- programs --- */
@@ -202,13 +135,14 @@ static void run(struct machine *m, const struct program *p, struct x86_state *s)
 {
 	struct error e;
 
-	tables_build(m);
+	tables_identity(m->map, TABLES);
 	map_write(m->map, CODE, p->code, sizeof p->code);
 	memset(ram(m, DATA), 0, 0x4000);
 	engine_soft.get_state(m->v, s);
 	s->activity = ACTIVITY_RUNNING;
 	memset(s->gpr, 0, sizeof s->gpr);
-	state_long_mode(s, CODE);
+	state_long_mode(s, TABLES, CODE, STACK);
+	s->seg[SEG_FS].base = DATA + 0x100;
 	engine_soft.set_state(m->v, s);
 	for (unsigned i = 0; i < 10; i++)
 		if (engine_soft.run(m->v, &e) != EXIT_KICKED)

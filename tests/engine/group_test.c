@@ -15,9 +15,7 @@
 
 #include <cmocka.h>
 
-#include "cpu/model.h"
-#include "engine/engine.h"
-#include "memory/map.h"
+#include "machine.h"
 
 #define RAM_BYTES (4u << 20)
 #define TABLES 0x10000u
@@ -29,41 +27,10 @@
 #define ENDLESS 6038	/* this one writes into its own code, and then loops for ever */
 enum { PAGE_READ_ONLY = 2, PAGE_ABSENT = 4, PAGE_HOLE = 5, PAGE_CODE = 6 };
 
-struct machine { struct map *map; struct cpu_model *model; struct engine *en; struct vcpu *v; };
-
-static bool no_irq(void *opaque) { return false; }
-static int no_ack(void *opaque) { return -1; }
-static uint8_t no_tpr(void *opaque) { return 0; }
-static void no_set_tpr(void *opaque, uint8_t tpr) { }
-static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
-static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
-
 static void machine_init(struct machine *m, bool interpret_only)
 {
-	struct cpu_model_config mc = { .name = "x86-64-v2", .tsc_hz = 1000000000 };
-	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_irq, .get_tpr = no_tpr,
-				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
-	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = interpret_only };
-
-	m->map = map_new();
-	assert_non_null(m->map);
-	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, NULL), 0);
-	assert_int_equal(cpu_model_new(&m->model, &mc, NULL), 0);
-	cfg.map = m->map;
-	cfg.model = m->model;
-	assert_int_equal(engine_soft.create(&m->en, &cfg, NULL), 0);
-	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, NULL), 0);
+	machine_open(m, "x86-64-v2", RAM_BYTES, (struct engine_config){ .interpret_only = interpret_only });
 }
-
-static void machine_fini(struct machine *m)
-{
-	engine_soft.vcpu_destroy(m->v);
-	engine_soft.destroy(m->en);
-	cpu_model_free(m->model);
-	map_free(m->map);
-}
-
-static uint8_t *ram(struct machine *m, uint64_t gpa) { return map_ptr(m->map, gpa, 1, true); }
 
 static uint64_t page_entry(unsigned i)
 {

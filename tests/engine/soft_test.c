@@ -13,8 +13,8 @@
 
 #include "cpu/model.h"
 #include "cpu/state.h"
-#include "engine/engine.h"
 #include "memory/map.h"
+#include "quiet.h"
 
 #define RAM_BYTES (8u << 20)
 #define LOAD 0x1000u
@@ -50,20 +50,17 @@ static int irq_ack(void *opaque)
 	m->irq = -1;
 	return vector;
 }
-static bool nmi_take(void *opaque) { return false; }
-static uint8_t get_tpr(void *opaque) { return 0; }
-static void set_tpr(void *opaque, uint8_t tpr) { }
-static bool msr_rd(void *opaque, uint32_t msr, uint64_t *value) { return false; }
-static bool msr_wr(void *opaque, uint32_t msr, uint64_t value) { return false; }
 
 static void machine_open(struct machine *m, const char *code, const char *end)
 {
-	struct vcpu_wiring w = { .opaque = m, .irq_pending = irq_pending, .irq_ack = irq_ack, .nmi_take = nmi_take,
-				 .get_tpr = get_tpr, .set_tpr = set_tpr, .msr_read = msr_rd, .msr_write = msr_wr };
+	struct vcpu_wiring w = vcpu_quiet;
 	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = true };
 
 	memset(m, 0, sizeof(*m));
 	m->irq = -1;
+	w.opaque = m;
+	w.irq_pending = irq_pending;
+	w.irq_ack = irq_ack;
 	m->map = map_new();
 	assert_non_null(m->map);
 	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, NULL), 0);

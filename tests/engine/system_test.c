@@ -12,9 +12,8 @@
 
 #include <cmocka.h>
 
-#include "cpu/model.h"
 #include "engine/soft/vcpu.h"
-#include "memory/map.h"
+#include "machine.h"
 
 #define RAM_BYTES (4u << 20)
 #define TABLES 0x10000u		/* PML4, PDPT, PD, PML5 */
@@ -33,53 +32,11 @@
 enum { KCODE = 0x08, KDATA = 0x10, UCODE32 = 0x1b, UDATA = 0x23, UCODE = 0x2b, ABSENT_CODE = 0x30, CONFORMING = 0x38,
        TSS_SEL = 0x40, READ_ONLY_DATA = 0x50, GDT_END = 0x58 };
 
-struct machine {
-	struct map *map;
-	struct cpu_model *model;
-	struct engine *en;
-	struct vcpu *v;
-	bool irq;	/* one is pending */
-};
-
 #define IRQ_VECTOR 22
-
-static bool irq_pending(void *opaque) { return ((struct machine *)opaque)->irq; }
-static int irq_ack(void *opaque)
-{
-	((struct machine *)opaque)->irq = false;
-	return IRQ_VECTOR;
-}
-static uint8_t no_tpr(void *opaque) { return 0; }
-static void no_set_tpr(void *opaque, uint8_t tpr) { }
-static bool no_nmi(void *opaque) { return false; }
-static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
-static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
 
 static void machine_init(struct machine *m, bool interpret_only)
 {
-	struct cpu_model_config mc = { .name = "host", .tsc_hz = 1000000000 };
-	struct vcpu_wiring w = { .opaque = m, .irq_pending = irq_pending, .irq_ack = irq_ack, .nmi_take = no_nmi, .get_tpr = no_tpr,
-				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
-	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = interpret_only };
-	struct error e;
-
-	m->irq = false;
-	m->map = map_new();
-	assert_non_null(m->map);
-	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, &e), 0);
-	assert_int_equal(cpu_model_new(&m->model, &mc, &e), 0);
-	cfg.map = m->map;
-	cfg.model = m->model;
-	assert_int_equal(engine_soft.create(&m->en, &cfg, &e), 0);
-	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, &e), 0);
-}
-
-static void machine_fini(struct machine *m)
-{
-	engine_soft.vcpu_destroy(m->v);
-	engine_soft.destroy(m->en);
-	cpu_model_free(m->model);
-	map_free(m->map);
+	machine_open(m, "host", RAM_BYTES, (struct engine_config){ .interpret_only = interpret_only });
 }
 
 static void put64(struct machine *m, uint64_t gpa, uint64_t value) { assert_true(map_write(m->map, gpa, &value, 8)); }
@@ -328,7 +285,7 @@ static void iret_make(struct machine *m, uint64_t *seed, struct x86_state *s)
 	uint64_t rsp = usual ? STACK + 0x100 : PICK(seed, stacks);
 	unsigned pick = (unsigned)(rnd(seed) % 2);
 
-	m->irq = rnd(seed) % 4 == 0;
+	m->irq = rnd(seed) % 4 == 0 ? IRQ_VECTOR : -1;
 
 	state_begin(s, rnd(seed) % 4 == 0);
 	if (rnd(seed) % 3 == 0)

@@ -10,9 +10,7 @@
 
 #include <cmocka.h>
 
-#include "cpu/model.h"
-#include "engine/engine.h"
-#include "memory/map.h"
+#include "machine.h"
 
 #define RAM_BYTES (4u << 20)
 #define TABLES 0x10000u		/* page tables: identity, 2 MiB pages */
@@ -22,57 +20,9 @@
 #define STACK 0x300000u
 #define PROGRAM_BYTES 0x3000u
 
-struct machine {
-	struct map *map;
-	struct cpu_model *model;
-	struct engine *en;
-	struct vcpu *v;
-};
-
-static bool no_irq(void *opaque) { return false; }
-static int no_ack(void *opaque) { return -1; }
-static uint8_t no_tpr(void *opaque) { return 0; }
-static void no_set_tpr(void *opaque, uint8_t tpr) { }
-static bool no_nmi(void *opaque) { return false; }
-static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
-static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
-
 static void machine_init(struct machine *m, bool interpret_only)
 {
-	struct cpu_model_config mc = { .name = "host", .tsc_hz = 1000000000 };
-	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_nmi, .get_tpr = no_tpr,
-				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
-	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = interpret_only };
-	struct error e;
-
-	m->map = map_new();
-	assert_non_null(m->map);
-	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, &e), 0);
-	assert_int_equal(cpu_model_new(&m->model, &mc, &e), 0);
-	cfg.map = m->map;
-	cfg.model = m->model;
-	assert_int_equal(engine_soft.create(&m->en, &cfg, &e), 0);
-	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, &e), 0);
-}
-
-static void machine_fini(struct machine *m)
-{
-	engine_soft.vcpu_destroy(m->v);
-	engine_soft.destroy(m->en);
-	cpu_model_free(m->model);
-	map_free(m->map);
-}
-
-static uint8_t *ram(struct machine *m, uint64_t gpa) { return map_ptr(m->map, gpa, 1, true); }
-
-static void tables_build(struct machine *m)
-{
-	uint64_t *pml4 = (uint64_t *)ram(m, TABLES), *pdpt = pml4 + 512, *pd = pml4 + 1024;
-
-	pml4[0] = (TABLES + 0x1000) | 7;
-	pdpt[0] = (TABLES + 0x2000) | 7;
-	for (unsigned i = 0; i < 2; i++)
-		pd[i] = (uint64_t)i << 21 | 0xe7;
+	machine_open(m, "host", RAM_BYTES, (struct engine_config){ .interpret_only = interpret_only });
 }
 
 /* Registers come with upper halves that 32-bit code must not see. */
@@ -380,7 +330,7 @@ static void run_program(struct machine *m, const struct program *p, struct x86_s
 	struct error e;
 	uint64_t seed = 88172645463325252ull;
 
-	tables_build(m);
+	tables_identity(m->map, TABLES);
 	map_write(m->map, CODE, p->b, PROGRAM_BYTES);
 	for (unsigned i = 0; i < DATA_BYTES; i += 8) {
 		seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;

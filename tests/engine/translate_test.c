@@ -11,9 +11,7 @@
 
 #include <cmocka.h>
 
-#include "cpu/model.h"
-#include "engine/engine.h"
-#include "memory/map.h"
+#include "machine.h"
 
 #define RAM_BYTES (4u << 20)
 #define TABLES 0x10000u		/* page tables: identity, 2 MiB pages */
@@ -23,80 +21,15 @@
 #define STACK 0x300000u
 #define PROGRAM_BYTES 0x3000u
 
-struct machine {
-	struct map *map;
-	struct cpu_model *model;
-	struct engine *en;
-	struct vcpu *v;
-};
-
-static bool no_irq(void *opaque) { return false; }
-static int no_ack(void *opaque) { return -1; }
-static uint8_t no_tpr(void *opaque) { return 0; }
-static void no_set_tpr(void *opaque, uint8_t tpr) { }
-static bool no_nmi(void *opaque) { return false; }
-static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
-static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
-
-static void machine_init_as(struct machine *m, struct engine_config cfg)
-{
-	struct cpu_model_config mc = { .name = "host", .tsc_hz = 1000000000 };
-	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_nmi, .get_tpr = no_tpr,
-				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
-	struct error e;
-
-	cfg.vcpus = 1;
-	cfg.tsc_hz = 1000000000;
-	m->map = map_new();
-	assert_non_null(m->map);
-	assert_int_equal(map_add_ram(m->map, 0, RAM_BYTES, &e), 0);
-	assert_int_equal(cpu_model_new(&m->model, &mc, &e), 0);
-	cfg.map = m->map;
-	cfg.model = m->model;
-	assert_int_equal(engine_soft.create(&m->en, &cfg, &e), 0);
-	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, &e), 0);
-}
-
 static void machine_init(struct machine *m, bool interpret_only)
 {
-	machine_init_as(m, (struct engine_config){ .interpret_only = interpret_only });
+	machine_open(m, "host", RAM_BYTES, (struct engine_config){ .interpret_only = interpret_only });
 }
 
-static void machine_fini(struct machine *m)
+static void state_begin(struct x86_state *s)
 {
-	engine_soft.vcpu_destroy(m->v);
-	engine_soft.destroy(m->en);
-	cpu_model_free(m->model);
-	map_free(m->map);
-}
-
-static uint8_t *ram(struct machine *m, uint64_t gpa) { return map_ptr(m->map, gpa, 1, true); }
-
-static void tables_build(struct machine *m)
-{
-	uint64_t *pml4 = (uint64_t *)ram(m, TABLES), *pdpt = pml4 + 512, *pd = pml4 + 1024;
-
-	pml4[0] = (TABLES + 0x1000) | 7;
-	pdpt[0] = (TABLES + 0x2000) | 7;
-	for (unsigned i = 0; i < 2; i++)
-		pd[i] = (uint64_t)i << 21 | 0xe7;
-}
-
-static void state_long_mode(struct x86_state *s, uint64_t rip)
-{
-	s->cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_ET | CR0_WP | CR0_MP;
-	s->cr3 = TABLES;
-	s->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
-	s->xcr0 = 7;
-	s->efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
-	for (unsigned i = 0; i < SEG_COUNT; i++)
-		s->seg[i] = (struct x86_segment){ .limit = 0xffffffff, .selector = 0x10, .attr = 0xc093 };
-	s->seg[SEG_CS].selector = 8;
-	s->seg[SEG_CS].attr = 0xa09b;
+	state_long_mode(s, TABLES, CODE, STACK);
 	s->seg[SEG_FS].base = DATA + 0x100;
-	s->rip = rip;
-	s->rflags = FLAG_FIXED;
-	s->gpr[REG_RSP] = STACK;
 }
 
 /* --- random programs --- */
@@ -407,14 +340,14 @@ static void run_program(struct machine *m, const struct program *p, struct x86_s
 	uint64_t seed = 88172645463325252ull;
 
 	memset(ram(m, 0), 0, 1);
-	tables_build(m);
+	tables_identity(m->map, TABLES);
 	map_write(m->map, CODE, p->b, PROGRAM_BYTES);
 	for (unsigned i = 0; i < DATA_BYTES; i += 8) {
 		seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
 		map_write(m->map, DATA + i, &seed, 8);
 	}
 	engine_soft.get_state(m->v, &s);
-	state_long_mode(&s, CODE);
+	state_begin(&s);
 	for (unsigned i = 0; i < REG_COUNT; i++)
 		if (i != REG_RSP)
 			s.gpr[i] = 0x0123456789abcdefull * (i + 1);
@@ -467,11 +400,11 @@ static void run_bytes(struct machine *m, const void *code, unsigned n, struct x8
 {
 	struct error e;
 
-	tables_build(m);
+	tables_identity(m->map, TABLES);
 	map_write(m->map, CODE, code, n);
 	engine_soft.get_state(m->v, s);
 	s->activity = ACTIVITY_RUNNING;
-	state_long_mode(s, CODE);
+	state_begin(s);
 	s->fpu.fcw = 0x37f;
 	s->fpu.mxcsr = 0x1f80;
 	s->fpu.xstate_bv = 0;
@@ -632,12 +565,12 @@ static void test_news_before_link(void **state)
 		struct machine m;
 		struct x86_state s;
 		k.m = &m;
-		machine_init_as(&m, (struct engine_config){ .code_made = meddle, .code_opaque = &k });
-		tables_build(&m);
+		machine_open(&m, "host", RAM_BYTES, (struct engine_config){ .code_made = meddle, .code_opaque = &k });
+		tables_identity(m.map, TABLES);
 		map_write(m.map, CODE, i & 1 ? deep : loop, i & 1 ? sizeof deep : sizeof loop);
 		map_write(m.map, CODE + 0x1000, &ret, 1);
 		engine_soft.get_state(m.v, &s);
-		state_long_mode(&s, CODE);
+		state_begin(&s);
 		engine_soft.set_state(m.v, &s);
 		alarm(30);		/* the test's end, if the kick is not seen */
 		assert_int_equal(engine_soft.run(m.v, NULL), EXIT_KICKED);
@@ -657,11 +590,11 @@ static void test_break_between_pages(void **state)
 	struct x86_state s;
 
 	machine_init(&m, false);
-	tables_build(&m);
+	tables_identity(m.map, TABLES);
 	map_write(m.map, CODE, jump, sizeof jump);
 	map_write(m.map, CODE + 0x1ffe, target, sizeof target);
 	engine_soft.get_state(m.v, &s);
-	state_long_mode(&s, CODE);
+	state_begin(&s);
 	engine_soft.set_state(m.v, &s);
 	assert_int_equal(engine_soft.debug_set(m.v, &plan), 0);
 	assert_int_equal(engine_soft.run(m.v, NULL), EXIT_DEBUG);

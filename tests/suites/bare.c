@@ -1,13 +1,7 @@
 #include <string.h>
 
+#include "../engine/quiet.h"
 #include "bare.h"
-
-static bool no_irq(void *opaque) { return false; }
-static int no_ack(void *opaque) { return -1; }
-static uint8_t no_tpr(void *opaque) { return 0; }
-static void no_set_tpr(void *opaque, uint8_t tpr) { }
-static bool no_rdmsr(void *opaque, uint32_t msr, uint64_t *value) { return false; }
-static bool no_wrmsr(void *opaque, uint32_t msr, uint64_t value) { return false; }
 
 static uint64_t port_read(void *opaque, uint64_t port, unsigned size) { return ~0ull; }
 
@@ -23,8 +17,6 @@ static const struct io_ops ports = { .read = port_read, .write = port_write, .mi
 bool bare_init(struct bare *b, const char *engine, uint64_t ram_bytes, struct error *e)
 {
 	struct cpu_model_config mc = { .name = "max", .tsc_hz = 1000000000 };
-	struct vcpu_wiring w = { .irq_pending = no_irq, .irq_ack = no_ack, .nmi_take = no_irq, .get_tpr = no_tpr,
-				 .set_tpr = no_set_tpr, .msr_read = no_rdmsr, .msr_write = no_wrmsr };
 	struct engine_config cfg = { .vcpus = 1, .tsc_hz = 1000000000, .interpret_only = !strcmp(engine, "interp") };
 	memset(b, 0, sizeof *b);
 	b->ops = &engine_soft;
@@ -34,7 +26,7 @@ bool bare_init(struct bare *b, const char *engine, uint64_t ram_bytes, struct er
 	map_add_pio(b->map, 0, 0x10000, &ports, b, "ports");
 	cfg.map = b->map;
 	cfg.model = b->model;
-	return b->ops->create(&b->en, &cfg, e) >= 0 && b->ops->vcpu_create(&b->v, b->en, &w, e) >= 0;
+	return b->ops->create(&b->en, &cfg, e) >= 0 && b->ops->vcpu_create(&b->v, b->en, &vcpu_quiet, e) >= 0;
 }
 
 void bare_fini(struct bare *b)
