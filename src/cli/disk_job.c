@@ -2,11 +2,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "block/block.h"
@@ -32,8 +30,8 @@ struct ask {
 	char target[PATH_MAX];
 	bool made;			/* target is a file that we made */
 	int fd;				/* of the target; -1: none */
-	bool tty, interrupted;
-	int percent;
+	bool interrupted;
+	struct progress progress;
 	struct error e;
 };
 
@@ -202,25 +200,9 @@ static int target_make(struct ask *a, const char *file, const char *backing, con
 
 /* --- asking --- */
 
-static int signals_watch(void)
-{
-	sigset_t set;
-	sigemptyset(&set);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGHUP);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-}
-
 static void on_progress(void *opaque, uint64_t done, uint64_t total)
 {
-	struct ask *a = opaque;
-	int percent = total ? (int)((double)done * 100 / (double)total) : 100;
-	if (!a->tty || percent == a->percent)
-		return;
-	a->percent = percent;
-	progress_bar(percent);
+	progress_step(&((struct ask *)opaque)->progress, done, total);
 }
 
 static void say_left(const struct ask *a)
@@ -233,19 +215,17 @@ static void say_left(const struct ask *a)
 static int ask_vm(struct ask *a, enum control_verb verb)
 {
 	struct control_want w = { .verb = verb, .arguments = a->arguments, .fds = &a->fd, .nfds = a->fd >= 0,
-				  .interrupt_fd = signals_watch(), .interrupted = &a->interrupted,
+				  .interrupt_fd = stop_signals_open(), .interrupted = &a->interrupted,
 				  .end_verb = CONTROL_disk_cancel, .progress = on_progress, .opaque = a };
 	int ret;
 	w.end_arguments = json_pack("{s:s}", "disk", a->arg[1]);
-	a->tty = isatty(STDERR_FILENO);
-	a->percent = -1;
+	progress_begin(&a->progress);
 	a->arguments = NULL;
 	ret = control_ask_for(a->arg[0], &w, NULL, &a->e);
 	json_decref(w.end_arguments);
 	if (w.interrupt_fd >= 0)
 		close(w.interrupt_fd);
-	if (a->percent >= 0)
-		fprintf(stderr, "\n");
+	progress_end(&a->progress);
 	return ret;
 }
 

@@ -2,7 +2,6 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +16,7 @@
 #include "block/nbd/server.h"
 #include "block/nbd/tls.h"
 #include "cli/image_serve.h"
+#include "cli/image_tool.h"
 #include "cli/options.h"
 #include "cli/passphrase.h"
 #include "cli/verb.h"
@@ -220,19 +220,11 @@ static void on_left(void *opaque)
 		loop_stop(s->loop);
 }
 
-/* Blocked before any thread starts, so that the descriptor alone takes them. */
 static int signals_open(struct serve *s, struct error *e)
 {
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGHUP);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	s->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	s->signals = stop_signals_open();
 	if (s->signals < 0)
-		return error_errno(e, errno, "raise the limit of open files (ulimit -n)", "wait for signals");
+		return error_errno(e, -s->signals, "raise the limit of open files (ulimit -n)", "wait for signals");
 	s->signal_watch = loop_fd_add(s->loop, s->signals, EPOLLIN, on_signal, s);
 	return s->signal_watch ? 0 : error_errno(e, ENOMEM, NULL, "wait for signals");
 }

@@ -30,23 +30,33 @@ static void on_signal(void *opaque, uint32_t events)
 			block_interrupt(t->open[i]);
 }
 
-void progress_bar(int percent)
+void progress_begin(struct progress *p)
+{
+	*p = (struct progress){ .tty = isatty(STDERR_FILENO), .percent = -1 };
+}
+
+void progress_step(struct progress *p, uint64_t done, uint64_t total)
 {
 	static const char bar[] = "########################################";
+	int percent = total ? (int)((double)done * 100 / (double)total) : 100;
+	if (!p->tty || percent == p->percent)
+		return;
+	p->percent = percent;
 	fprintf(stderr, "\r[%-40.*s] %3d%%\033[K", percent * (int)(sizeof bar - 1) / 100, bar, percent);
+}
+
+void progress_end(struct progress *p)
+{
+	if (p->percent >= 0)
+		fprintf(stderr, "\n");
 }
 
 static void on_progress(void *opaque, uint64_t done, uint64_t total)
 {
-	struct tool *t = opaque;
-	int percent = total ? (int)((double)done * 100 / (double)total) : 100;
-	if (!t->tty || percent == t->percent)
-		return;
-	t->percent = percent;
-	progress_bar(percent);
+	progress_step(&((struct tool *)opaque)->progress, done, total);
 }
 
-static int watch_signals(struct tool *t)
+int stop_signals_open(void)
 {
 	sigset_t set;
 	sigemptyset(&set);
@@ -54,16 +64,23 @@ static int watch_signals(struct tool *t)
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGHUP);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	t->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	return fd < 0 ? -errno : fd;
+}
+
+static int watch_signals(struct tool *t)
+{
+	t->signal_fd = stop_signals_open();
 	if (t->signal_fd < 0)
-		return -errno;
+		return t->signal_fd;
 	t->watch = loop_fd_add(t->loop, t->signal_fd, EPOLLIN, on_signal, t);
 	return t->watch ? 0 : -ENOMEM;
 }
 
 int tool_init(struct tool *t, const char *verb, bool changes)
 {
-	*t = (struct tool){ .verb = verb, .signal_fd = -1, .percent = -1, .tty = isatty(STDERR_FILENO) };
+	*t = (struct tool){ .verb = verb, .signal_fd = -1 };
+	progress_begin(&t->progress);
 	t->job.progress = on_progress;
 	t->job.opaque = t;
 	signal(SIGXFSZ, SIG_IGN);	/* past ulimit -f writes fail with EFBIG instead */
@@ -76,8 +93,7 @@ int tool_init(struct tool *t, const char *verb, bool changes)
 
 int tool_fini(struct tool *t, int ret)
 {
-	if (t->percent >= 0)
-		fprintf(stderr, "\n");
+	progress_end(&t->progress);
 	if (t->watch)
 		loop_fd_del(t->watch);
 	if (t->signal_fd >= 0)

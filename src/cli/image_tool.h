@@ -35,6 +35,19 @@ enum {
 	TOOL_DISKS = 4,
 };
 
+/* A bar on stderr, if that is a terminal. */
+struct progress {
+	bool tty;
+	int percent;			/* last shown; -1: none */
+};
+void progress_begin(struct progress *p);
+void progress_step(struct progress *p, uint64_t done, uint64_t total);
+void progress_end(struct progress *p);		/* the line after the bar */
+
+/* From here on SIGINT, SIGTERM and SIGHUP do not kill the program but can be read here; before any thread starts.  The
+ * caller's; -errno. */
+int stop_signals_open(void);
+
 struct tool {
 	const char *verb;		/* "image convert" */
 	struct loop *loop;
@@ -44,8 +57,7 @@ struct tool {
 	struct block *open[TOOL_DISKS];	/* interrupted by these signals, too; NULL: free */
 	int signal_fd;
 	struct loop_fd *watch;
-	bool tty;
-	int percent;			/* last shown; -1: none */
+	struct progress progress;
 };
 
 /* changes: signals do not kill the program from here on, but set job.cancel.  -errno with t->e set. */
@@ -79,7 +91,6 @@ void image_describe(const struct image *img, bool json);	/* of the catalog (imag
 /* Text from an image, safe on a terminal; out holds size bytes. */
 const char *plain(char *out, size_t size, const char *text);
 json_t *json_text(const char *text);		/* NULL, and what is no UTF-8, are fine */
-void progress_bar(int percent);			/* over the last one, on stderr */
 void size_words(char out[64], uint64_t bytes);	/* "10.0 GiB (10737418240 bytes)" */
 
 #endif
