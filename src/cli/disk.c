@@ -268,7 +268,7 @@ struct throttle_ask { struct disk_ask ask; const char *group; struct vm_limits l
 
 static bool set_limit(struct throttle_ask *t, uint64_t *out, const char *option, const char *v, bool bytes)
 {
-	if ((bytes ? size_parse(v, out) : number_parse(v, 1ull << 40, out)) && *out <= 1ull << 40)
+	if (disk_limit_parse(out, v, bytes))
 		return true;
 	return usage_error(t->ask.verb, "--%s '%s' is not a %s, or 0 for no limit", option, v, bytes ? "size such as 10M" : "number");
 }

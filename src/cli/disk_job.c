@@ -139,8 +139,7 @@ static int file_open(struct ask *a, bool locked)
 
 static bool named_qcow2(const char *path)
 {
-	size_t n = strlen(path);
-	return n > 6 && !strcmp(path + n - 6, ".qcow2");
+	return !strcmp(tool_format_named(path), "qcow2");
 }
 
 static int absolute(struct ask *a, const char *path)

@@ -8,6 +8,8 @@
 #include "cli/passphrase.h"
 #include "vmm/vm_config.h"
 
+#define LIMIT_MAX (1ull << 40)
+
 /* set: false when the value is none of those in `value`, which is also what the help and the error say. */
 struct disk_option {
 	const char *name, *value;	/* value NULL: a flag */
@@ -78,10 +80,11 @@ static bool set_bytes(uint32_t *out, const char *v)
 static bool set_block_size(struct vm_disk *d, const char *v) { return set_bytes(&d->logical_bytes, v); }
 static bool set_physical(struct vm_disk *d, const char *v) { return set_bytes(&d->physical_bytes, v); }
 
-static bool set_number(uint64_t *out, const char *v, bool bytes)
+bool disk_limit_parse(uint64_t *out, const char *v, bool bytes)
 {
-	return (bytes ? size_parse(v, out) : number_parse(v, 1ull << 40, out)) && *out && *out <= 1ull << 40;
+	return (bytes ? size_parse(v, out) : number_parse(v, LIMIT_MAX, out)) && *out <= LIMIT_MAX;
 }
+static bool set_number(uint64_t *out, const char *v, bool bytes) { return disk_limit_parse(out, v, bytes) && *out; }
 static bool set_iops(struct vm_disk *d, const char *v) { return set_number(&d->limits.iops, v, false); }
 static bool set_bps(struct vm_disk *d, const char *v) { return set_number(&d->limits.bps, v, true); }
 static bool set_iops_burst(struct vm_disk *d, const char *v) { return set_number(&d->limits.iops_burst, v, false); }
