@@ -320,12 +320,11 @@ static void detach_close(void *opaque)
 	struct vm *vm = s->vm;
 	struct control_call *call = s->call;
 	struct error e = { 0 };
-	block_on_full(s->block, NULL, NULL);
-	block_throttle(s->block, NULL, NULL);
-	if (vm->full == s)
-		vm->full = NULL;
-	int ret = block_co_flush(s->block), close_ret = block_close(s->block);
+	int ret, close_ret;
 
+	limits_let_go(s);
+	ret = block_co_flush(s->block);
+	close_ret = block_close(s->block);
 	if (ret || close_ret)
 		error_errno(&e, -(ret ? ret : close_ret), "check the file system that holds the image", "close disk '%s'",
 			    s->spec.path);

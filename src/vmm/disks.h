@@ -54,7 +54,8 @@ json_t *disks_json(struct vm *vm);
 int limits_start(struct vm_slot *s, struct error *e);	/* those of its spec; s->block is open */
 void limits_drop(struct vm_slot *s);			/* s->block is closed */
 void limits_json(const struct vm_slot *s, json_t *j);
-void limits_end(struct vm *vm);		/* all of them, and what waits for space fails */
+void limits_let_go(struct vm_slot *s);	/* no limits any more, and what waits for space fails */
+void limits_end(struct vm *vm);		/* of all disks */
 void space_watch(struct vm_slot *s);	/* the VM pauses when the host has no space for it */
 void space_retry(struct vm *vm);
 

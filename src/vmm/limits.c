@@ -163,13 +163,17 @@ void space_retry(struct vm *vm)
 			block_retry(vm->disk[i].block);
 }
 
+void limits_let_go(struct vm_slot *s)
+{
+	if (s->vm->full == s)
+		s->vm->full = NULL;
+	block_on_full(s->block, NULL, NULL);
+	block_throttle(s->block, NULL, NULL);
+}
+
 void limits_end(struct vm *vm)
 {
-	vm->full = NULL;
-	for (unsigned i = 0; i < VM_DISKS_MAX; i++) {
-		if (!vm->disk[i].block)
-			continue;
-		block_on_full(vm->disk[i].block, NULL, NULL);
-		block_throttle(vm->disk[i].block, NULL, NULL);
-	}
+	for (unsigned i = 0; i < VM_DISKS_MAX; i++)
+		if (vm->disk[i].block)
+			limits_let_go(&vm->disk[i]);
 }
