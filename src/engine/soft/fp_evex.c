@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "engine/soft/fp.h"
+#include "engine/soft/mem.h"
 
 /* Which parts of the memory operand are accessed: elements of `bytes`, by a bit each. */
 struct wanted { uint64_t bits; unsigned bytes; };
@@ -66,18 +67,13 @@ bool fp_masked_any(const struct vcpu *v, const struct insn *in, const struct ope
 	return wanted(v, in, m).bits != 0;
 }
 
-static uint64_t wrap(const struct insn *in, uint64_t offset)
-{
-	return in->addrsize == 8 ? offset : in->addrsize == 4 ? (uint32_t)offset : (uint16_t)offset;
-}
-
 void fp_masked_load(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset, uint8_t *to)
 {
 	struct wanted w = wanted(v, in, m);
 	memset(to, 0, m->size);
 	for (unsigned i = 0; i < 64; i++)
 		if (w.bits >> i & 1)
-			mem_load_n(v, in->mem.seg, wrap(in, offset + i * w.bytes), to + i * w.bytes, w.bytes);
+			mem_load_n(v, in->mem.seg, mem_wrap(in, offset + i * w.bytes), to + i * w.bytes, w.bytes);
 }
 
 void fp_masked_probe(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset)
@@ -89,7 +85,7 @@ void fp_masked_probe(struct vcpu *v, const struct insn *in, const struct operand
 	}
 	for (unsigned i = 0; i < 64; i++)
 		if (w.bits >> i & 1)
-			mem_probe_store(v, in->mem.seg, wrap(in, offset + i * w.bytes), w.bytes);
+			mem_probe_store(v, in->mem.seg, mem_wrap(in, offset + i * w.bytes), w.bytes);
 }
 
 void fp_masked_store(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset, const uint8_t *from)
@@ -97,7 +93,7 @@ void fp_masked_store(struct vcpu *v, const struct insn *in, const struct operand
 	struct wanted w = wanted(v, in, m);
 	for (unsigned i = 0; i < 64; i++)
 		if (w.bits >> i & 1)
-			mem_store_n(v, in->mem.seg, wrap(in, offset + i * w.bytes), from + i * w.bytes, w.bytes);
+			mem_store_n(v, in->mem.seg, mem_wrap(in, offset + i * w.bytes), from + i * w.bytes, w.bytes);
 }
 
 /* --- gathers and scatters --- */
@@ -167,7 +163,7 @@ static uint64_t element_offset(const struct vcpu *v, const struct insn *in, cons
 	uint64_t x = element(&s->index, i, s->index_size), base = in->mem.base == INSN_REG_NONE ? 0 : v->s.gpr[in->mem.base];
 	if (s->index_size == 4)
 		x = (uint64_t)(int64_t)(int32_t)x;
-	return wrap(in, base + (x << in->mem.scale) + (uint64_t)in->mem.disp);
+	return mem_wrap(in, base + (x << in->mem.scale) + (uint64_t)in->mem.disp);
 }
 
 /* In order. What is done has its bit of the mask cleared: a fault in the middle loses nothing. */

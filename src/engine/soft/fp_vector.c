@@ -47,6 +47,7 @@ static bool masked_in(const union ymm *mask, unsigned i, unsigned size)
 	return element(mask, i, size) >> (8 * size - 1) & 1;
 }
 
+/* Unlike mem_wrap(): an operand at a 16-bit address goes on behind 64 KiB. */
 static uint64_t wrap(const struct insn *in, uint64_t offset)
 {
 	return in->addrsize == 8 ? offset : offset & 0xffffffff;

@@ -466,7 +466,7 @@ static uint64_t bit_address(struct vcpu *v, const struct insn *in, uint64_t inde
 
 	if (in->ops[1].kind != OPK_IMM)
 		ea += (uint64_t)((sign_extend(index, size) >> (size == 8 ? 6 : size == 4 ? 5 : 4)) * (int64_t)size);
-	return in->addrsize == 8 ? ea : in->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
+	return mem_wrap(in, ea);
 }
 
 INLINE void bit_op(struct vcpu *v, const struct insn *in, enum bit_what what)

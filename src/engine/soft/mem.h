@@ -109,6 +109,12 @@ static inline void mem_st(struct vcpu *v, unsigned seg, uint64_t off, unsigned s
 	mem_store_slow(v, seg, va, size, value);
 }
 
+/* An offset in the width of the instruction's addresses. */
+static inline uint64_t mem_wrap(const struct insn *in, uint64_t offset)
+{
+	return in->addrsize == 8 ? offset : in->addrsize == 4 ? (uint32_t)offset : (uint16_t)offset;
+}
+
 static inline uint64_t mem_ea(const struct vcpu *v, const struct insn *in)
 {
 	uint64_t ea = (uint64_t)in->mem.disp;
@@ -119,11 +125,7 @@ static inline uint64_t mem_ea(const struct vcpu *v, const struct insn *in)
 		ea += v->s.gpr[in->mem.index] << in->mem.scale;
 	if (in->mem.rip)
 		ea += v->s.rip + in->len;
-	if (in->addrsize == 4)
-		ea = (uint32_t)ea;
-	else if (in->addrsize == 2)
-		ea = (uint16_t)ea;
-	return ea;
+	return mem_wrap(in, ea);
 }
 
 #endif
