@@ -1,6 +1,7 @@
 #include "disk.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -153,6 +154,28 @@ int shell(const char *fmt, ...)
 		ret = system("tail -n 30 shell.out >&2") ? ret : ret;
 	}
 	return ret;
+}
+
+uint8_t *file_read(const char *path, size_t *len)
+{
+	int fd = open(path, O_RDONLY);
+	uint8_t *p;
+
+	*len = (size_t)lseek(fd, 0, SEEK_END);
+	p = malloc(*len);
+	if (!p || pread(fd, p, *len, 0) != (ssize_t)*len)
+		die("read '%s'", path);
+	close(fd);
+	return p;
+}
+
+void file_write(const char *path, const void *p, size_t len)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+
+	if (write(fd, p, len) != (ssize_t)len)
+		die("write '%s'", path);
+	close(fd);
 }
 
 void go_to_folder(char path[64])

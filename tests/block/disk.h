@@ -32,6 +32,9 @@ void disk_create(struct disk *d, const char *path, const char *format, const str
 
 /* Makes an empty folder and goes there: in memory if the host has such a place, since the tests sync a lot. */
 void go_to_folder(char path[64]);
+/* A file whole; malloc'd. */
+uint8_t *file_read(const char *path, size_t *len);
+void file_write(const char *path, const void *p, size_t len);
 bool have_qemu(void);
 /* Runs a command of the shell; its exit status.  Output goes to the file `out` of the folder, shown when it fails. */
 int shell(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

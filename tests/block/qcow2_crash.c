@@ -502,13 +502,10 @@ static const struct mix mixes[] = {
 
 static void read_image(struct image *im)
 {
-	int fd = open("image.qcow2", O_RDONLY);
+	size_t len;
 
-	im->len = im->cap = (uint64_t)lseek(fd, 0, SEEK_END);
-	im->p = malloc(im->cap);
-	if (pread(fd, im->p, im->len, 0) != (ssize_t)im->len)
-		die("read image.qcow2");
-	close(fd);
+	im->p = file_read("image.qcow2", &len);
+	im->len = im->cap = len;
 }
 
 static void make(struct disk *d, const struct mix *m)

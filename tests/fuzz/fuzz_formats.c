@@ -96,20 +96,11 @@ static const struct { const char *format, *options; size_t places[6]; } kinds[] 
 
 static uint8_t *seed_image(unsigned kind, size_t *len)
 {
-	uint8_t *out;
-	int fd;
-
 	if (shell("rm -f seed*; truncate -s 3M seed.raw; printf 'write -P 3 64k 100k\nwrite -P 4 1500k 900k\n' | "
 		  "qemu-io -f raw seed.raw; qemu-img convert -O %s -o %s seed.raw seed.image", kinds[kind].format,
 		  kinds[kind].options))
 		die("make a seed");
-	fd = open("seed.image", O_RDONLY);
-	*len = (size_t)lseek(fd, 0, SEEK_END);
-	out = malloc(*len);
-	if (pread(fd, out, *len, 0) != (ssize_t)*len)
-		die("read the seed");
-	close(fd);
-	return out;
+	return file_read("seed.image", len);
 }
 
 /* A byte, bit or word, mostly near where tables are. */
@@ -145,15 +136,6 @@ static void sum_again(uint8_t *p, size_t len)
 	}
 }
 
-static void keep(const uint8_t *p, size_t len)	/* to be found after a crash */
-{
-	int fd = open("last", O_WRONLY | O_CREAT | O_TRUNC, 0644);
-
-	if (write(fd, p, len) != (ssize_t)len)
-		die("write");
-	close(fd);
-}
-
 int main(int argc, char **argv)
 {
 	unsigned seed = argc > 1 ? (unsigned)strtoul(argv[1], NULL, 10) : 1;
@@ -175,7 +157,7 @@ int main(int argc, char **argv)
 			if (!strcmp(kinds[kind].format, "vhdx"))
 				sum_again(q, whole);
 			len = random() % 16 ? whole : 1 + (size_t)random() % whole;
-			keep(q, len);
+			file_write("last", q, len);	/* to be found after a crash */
 			LLVMFuzzerTestOneInput(q, len);
 		}
 		free(p);

@@ -150,10 +150,9 @@ static const struct block_create kinds[] = {
 
 static uint8_t *seed_image(const struct block_create *c, size_t *len)
 {
-	uint8_t bytes[8192], *out;
+	uint8_t bytes[8192];
 	struct error e = { 0 };
 	struct disk d = { 0 };
-	int fd;
 
 	unlink("seed.qcow2");
 	disk_create(&d, "seed.qcow2", "qcow2", c);
@@ -173,13 +172,7 @@ static uint8_t *seed_image(const struct block_create *c, size_t *len)
 	}
 	disk_close(&d);
 	loop_free(d.loop);
-	fd = open("seed.qcow2", O_RDONLY);
-	*len = (size_t)lseek(fd, 0, SEEK_END);
-	out = malloc(*len);
-	if (pread(fd, out, *len, 0) != (ssize_t)*len)
-		die("read the seed");
-	close(fd);
-	return out;
+	return file_read("seed.qcow2", len);
 }
 
 /* A byte, bit or word of the header, of a cluster that looks like a table, or of anywhere. */
@@ -216,16 +209,12 @@ int main(int argc, char **argv)
 		const struct block_create *c = &kinds[(unsigned long)random() % (sizeof(kinds) / sizeof(kinds[0]))];
 		size_t len;
 		uint8_t *p = seed_image(c, &len);
-		int fd;
 
 		for (long n = 1 + random() % 6; n--;)
 			damage(p, len, c->cluster_bytes);
 		if (random() % 16 == 0)
 			len = 1 + (size_t)random() % len;
-		fd = open("last", O_WRONLY | O_CREAT | O_TRUNC, 0644);	/* to be found after a crash */
-		if (write(fd, p, len) != (ssize_t)len)
-			die("write");
-		close(fd);
+		file_write("last", p, len);	/* to be found after a crash */
 		LLVMFuzzerTestOneInput(p, len);
 		free(p);
 	}
