@@ -96,7 +96,7 @@ _vixen_image_options()
 	   partitions) options='--disk-format --key-file --format' ;;
 	   key) options='--key-file --new-key-file --iter-time --disk-format' ;;
 	   commit) options='--disk-format' ;;
-	   serve) options='--key-file --socket --listen --export --description --read-only --once --disk-format --tls-certificates
+	   serve) options='--key-file --socket --listen --export --description --bitmap --read-only --once --disk-format --tls-certificates
 		--tls-verify-clients --tls-psk-file' ;;
 	   rebase) options='--backing --backing-format --no-backing --unsafe --disk-format' ;;
 	   esac

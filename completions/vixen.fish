@@ -44,6 +44,7 @@ complete -c vixen -n $serve -l tls-verify-clients -d 'Only clients with a certif
 complete -c vixen -n $serve -r -l tls-psk-file -d 'By TLS, with pre-shared keys'
 complete -c vixen -n $serve -x -l export -d 'What clients ask for'
 complete -c vixen -n $serve -x -l description -d 'What the export is'
+complete -c vixen -n $serve -x -l bitmap -d 'A dirty bitmap that clients may ask'
 complete -c vixen -n $serve -f -l read-only -d 'Refuse writes'
 complete -c vixen -n $serve -x -l disk-format -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Of the file'
 complete -c vixen -n $serve -f -l once -d 'End when the last client has left'

@@ -272,6 +272,9 @@ int block_bitmap_add(struct block *b, const char *name, uint32_t granularity, st
 int block_bitmap_remove(struct block *b, const char *name, struct error *e);
 int block_bitmap_clear(struct block *b, const char *name, struct error *e);
 int block_bitmap_merge(struct block *b, const char *name, const char *source, struct error *e);	/* source into name */
+/* Does it say that what is at offset has changed?  For how long, at most len, goes to *out.  In a coroutine.  -ENOENT: there
+ * is none of that name. */
+int block_co_bitmap_at(struct block *b, const char *name, uint64_t offset, uint64_t len, bool *changed, uint64_t *out);
 
 enum block_key_verb { BLOCK_KEY_ADD, BLOCK_KEY_REMOVE, BLOCK_KEY_CHANGE };
 

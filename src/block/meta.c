@@ -216,6 +216,14 @@ int block_bitmap_merge(struct block *b, const char *name, const char *source, st
 	return change_run(b, (struct block_bitmap_change){ BITMAP_MERGE, name, source }, e);
 }
 
+/* Waits only where the bits are not in memory: nobody changes such an image. */
+int block_co_bitmap_at(struct block *b, const char *name, uint64_t offset, uint64_t len, bool *changed, uint64_t *out)
+{
+	struct node *n = node_below_filters(b->root);
+
+	return n->ops->co_bitmap_at ? n->ops->co_bitmap_at(n, name, offset, len, changed, out) : -ENOENT;
+}
+
 /* --- keys --- */
 
 static int key_change(struct job *j)

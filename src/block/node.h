@@ -123,6 +123,7 @@ struct node_ops {
 	int (*co_snapshot_delete)(struct node *n, const char *snapshot, struct error *e);
 	int (*co_bitmap_list)(struct node *n, struct block_bitmap **list, unsigned *count, struct error *e);
 	int (*co_bitmap_change)(struct node *n, const struct block_bitmap_change *c, struct error *e);
+	int (*co_bitmap_at)(struct node *n, const char *name, uint64_t offset, uint64_t len, bool *changed, uint64_t *out);
 
 	/* The node, which nothing is under way on and is flushed, is not written any more, or again; children are switched
 	 * before (to writing) or after it.  NULL: nothing to do.  fds: the files to write to, by path. */

@@ -26,6 +26,8 @@
 
 struct serve {
 	const char *file, *format, *key_file, *name, *description, *socket, *listen;
+	const char *bitmap[NBD_SERVER_BITMAPS];
+	unsigned nbitmaps;
 	struct nbd_tls_options tls;
 	bool readonly, once;
 	struct loop *loop;
@@ -52,6 +54,15 @@ static bool set_export(void *s, const char *v)
 	((struct serve *)s)->name = v;
 	return strlen(v) < 128 || usage_error("image serve", "--export takes at most 127 bytes");
 }
+static bool set_bitmap(void *o, const char *v)
+{
+	struct serve *s = o;
+
+	if (s->nbitmaps == NBD_SERVER_BITMAPS)
+		return usage_error("image serve", "--bitmap is taken at most %u times", NBD_SERVER_BITMAPS);
+	s->bitmap[s->nbitmaps++] = v;
+	return true;
+}
 static bool set_socket(void *s, const char *v)
 {
 	((struct serve *)s)->socket = v;
@@ -70,6 +81,7 @@ static const struct option_row serve_options[] = {
 	{ "key-file", "FILE", "holds the passphrase of an encrypted disk: fd:N, - for stdin", set_key },
 	{ "export", "NAME", "what clients ask for (default: the export without a name)", set_export },
 	{ "description", "TEXT", "what the export is, for clients that ask", set_description },
+	{ "bitmap", "NAME", "a dirty bitmap of the image that clients may ask; repeatable", set_bitmap },
 	{ "read-only", NULL, "refuse writes; others may read the image meanwhile", set_readonly },
 	{ "socket", "PATH", "listen on a Unix socket, which only this user can open", set_socket },
 	{ "listen", "ADDRESS:PORT", "listen on TCP (default 127.0.0.1:10809); port 0: any", set_listen },
@@ -246,7 +258,7 @@ static int disk_open(struct serve *s, struct error *e)
 static int serve_start(struct serve *s, struct error *e)
 {
 	const struct nbd_server_options o = { .name = s->name, .description = s->description, .readonly = s->readonly,
-					      .left = on_left, .opaque = s };
+					      .bitmaps = s->bitmap, .nbitmaps = s->nbitmaps, .left = on_left, .opaque = s };
 	struct nbd_server_options with_disk = o;
 	int ret;
 

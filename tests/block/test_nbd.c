@@ -119,8 +119,9 @@ static void put_start(struct bytes *b, bool structured)
 		put_option(b, NBD_OPT_STRUCTURED_REPLY, 0);
 		put_option(b, NBD_OPT_LIST_META_CONTEXT, 9);
 		put32(b, 1), put(b, "x", 1), put32(b, 0);
-		put_option(b, NBD_OPT_SET_META_CONTEXT, 5 + 4 + 4 + 15);
-		put32(b, 1), put(b, "x", 1), put32(b, 1), put32(b, 15), put(b, "base:allocation", 15);
+		put_option(b, NBD_OPT_SET_META_CONTEXT, 5 + 4 + 4 + 15 + 4 + 21);
+		put32(b, 1), put(b, "x", 1), put32(b, 2), put32(b, 15), put(b, "base:allocation", 15);
+		put32(b, 21), put(b, "qemu:allocation-depth", 21);
 	}
 	put_option(b, NBD_OPT_LIST, 0);
 	put_option(b, NBD_OPT_GO, 4 + 1 + 2 + 2);
@@ -204,6 +205,32 @@ static void converse(struct fixture *f, const struct bytes *out, struct bytes *i
 }
 
 /* --- the server --- */
+
+/* Structured: the chunks of one type that `cookie` was answered with; the one with the flag DONE has to be the last. */
+static unsigned chunks_of(const struct bytes *in, uint16_t type, uint64_t cookie)
+{
+	unsigned n = 0;
+	bool done = false;
+
+	for (size_t i = 0; i + sizeof(struct nbd_chunk) <= in->len; i++)
+		if (load_be32(in->data + i) == NBD_CHUNK_MAGIC && load_be16(in->data + i + 6) == type &&
+		    load_be64(in->data + i + 8) == cookie) {
+			assert_false(done);
+			done = load_be16(in->data + i + 4) & NBD_CHUNK_DONE;
+			n++;
+		}
+	assert_true(!n || done);
+	return n;
+}
+
+static void test_contexts(void **state)
+{
+	static struct bytes out, in;
+
+	put_session(&out, true);
+	converse(*state, &out, &in);
+	assert_int_equal(chunks_of(&in, NBD_CHUNK_STATUS, 9), 2);
+}
 
 /* After an option phase without structured replies: the error that `cookie` was answered with; -1: none. */
 static int64_t simple_error(const struct bytes *in, uint64_t cookie)
@@ -667,6 +694,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_contexts, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_readonly, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hostile_clients, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_glutton, setup, teardown),

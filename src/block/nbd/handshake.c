@@ -1,6 +1,7 @@
 /* The server's side of the negotiation ("Newstyle negotiation", "Option types" in proto.md). */
 #include <endian.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,7 +15,6 @@
 #define OPTION_BYTES (16u << 10)	/* kept of an option's data; longer ones are refused */
 #define OPTION_SKIP (1u << 20)		/* and from here on not even read */
 #define OPTIONS_MAX 256u
-#define CONTEXT_ID 1u
 #define PREFERRED_MAX (64u << 10)
 
 /* What the loop over the options does next. */
@@ -189,41 +189,78 @@ static int info_or_go(struct nbd_client *c, const struct option *o)
 	return ret < 0 || o->number == NBD_OPT_INFO ? ret : DONE;
 }
 
-/* base: has one context.  A list may also ask for the whole namespace. */
-static bool query_matches(struct text q, bool listing)
+/* --- what clients may ask of ranges --- */
+
+static unsigned contexts(const struct nbd_server *s) { return NBD_HAS_BITMAP + s->o.nbitmaps; }
+
+static size_t context_name(const struct nbd_server *s, unsigned i, char out[NBD_NAME_MAX])
 {
-	return text_is(q, NBD_CONTEXT_ALLOCATION) || (listing && text_is(q, "base:"));
+	switch (i) {
+	case NBD_HAS_ALLOCATION: return strlen(strcpy(out, NBD_CONTEXT_ALLOCATION));
+	case NBD_HAS_DEPTH: return strlen(strcpy(out, NBD_CONTEXT_DEPTH));
+	default: return (size_t)snprintf(out, NBD_NAME_MAX, NBD_CONTEXT_BITMAP "%s", s->bitmap[i - NBD_HAS_BITMAP]);
+	}
+}
+
+/* A list may also ask for all whose names begin so: "qemu:", "qemu:dirty-bitmap:". */
+static bool query_matches(struct text q, const char *name, bool listing)
+{
+	return text_is(q, name) ||
+	       (listing && q.len && q.at[q.len - 1] == ':' && q.len < strlen(name) && !memcmp(q.at, name, q.len));
+}
+
+/* The contexts that a query means, as bits. */
+static uint32_t query_contexts(const struct nbd_server *s, struct text q, bool listing)
+{
+	char name[NBD_NAME_MAX];
+	uint32_t found = 0;
+
+	for (unsigned i = 0; i < contexts(s); i++) {
+		context_name(s, i, name);
+		if (query_matches(q, name, listing))
+			found |= 1u << i;
+	}
+	return found;
+}
+
+static int contexts_tell(struct nbd_client *c, const struct option *o, uint32_t found, bool listing)
+{
+	char name[NBD_NAME_MAX];
+	int ret = NEXT;
+
+	for (unsigned i = 0; i < contexts(c->s) && ret >= 0; i++) {
+		const uint32_t id = htobe32(listing ? 0 : i + 1);
+
+		if (found & 1u << i)
+			ret = reply2(c, o, NBD_REP_META_CONTEXT, &id, sizeof(id), name, context_name(c->s, i, name));
+	}
+	return ret < 0 ? ret : reply(c, o, NBD_REP_ACK);
 }
 
 static int meta_context(struct nbd_client *c, const struct option *o)
 {
 	struct cursor in = { o->data, o->len, false };
-	bool listing = o->number == NBD_OPT_LIST_META_CONTEXT, found = false;
-	const uint32_t id = htobe32(listing ? 0 : CONTEXT_ID);
+	bool listing = o->number == NBD_OPT_LIST_META_CONTEXT;
 	struct text name = take_text(&in);
-	uint32_t n = take32(&in);
-	int ret = NEXT;
+	uint32_t n = take32(&in), found;
 
 	if (!listing)
-		c->allocation = false;
+		c->contexts = 0;
 	if (!c->structured)
 		return reply_text(c, o, NBD_REP_ERR_INVALID, "structured replies come first");
-	found = listing && !n;
+	found = listing && !n ? UINT32_MAX : 0;
 	for (; n && !in.bad; n--) {
 		struct text query = take_text(&in);
 
-		found |= !in.bad && query_matches(query, listing);
+		found |= in.bad ? 0 : query_contexts(c->s, query, listing);
 	}
 	if (in.bad || in.left)
 		return reply_text(c, o, NBD_REP_ERR_INVALID, "lengths do not agree");
 	if (!names_export(c, name))
 		return reply_text(c, o, NBD_REP_ERR_UNKNOWN, "no such export");
-	if (found)
-		ret = reply2(c, o, NBD_REP_META_CONTEXT, &id, sizeof(id), NBD_CONTEXT_ALLOCATION,
-			     strlen(NBD_CONTEXT_ALLOCATION));
 	if (!listing)
-		c->allocation = found;
-	return ret < 0 ? ret : reply(c, o, NBD_REP_ACK);
+		c->contexts = found;
+	return contexts_tell(c, o, found, listing);
 }
 
 static int structured(struct nbd_client *c, const struct option *o)

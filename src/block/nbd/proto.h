@@ -16,6 +16,8 @@
 #define NBD_NAME_MAX 4096u			/* "Values": strings */
 #define NBD_DEFAULT_PORT "10809"
 #define NBD_CONTEXT_ALLOCATION "base:allocation"
+#define NBD_CONTEXT_DEPTH "qemu:allocation-depth"	/* QEMU's docs/interop/nbd.txt has this and the next */
+#define NBD_CONTEXT_BITMAP "qemu:dirty-bitmap:"		/* and a bitmap's name */
 
 enum nbd_handshake_flags { NBD_FIXED_NEWSTYLE = 1, NBD_NO_ZEROES = 2 };	/* the same bits from both sides */
 
@@ -97,6 +99,7 @@ enum nbd_chunks {		/* "Structured reply types" */
 };
 
 enum nbd_extent_flags { NBD_STATE_HOLE = 1, NBD_STATE_ZERO = 2 };	/* of base:allocation */
+#define NBD_STATE_DIRTY 1u						/* of a bitmap */
 
 /* "Error values": Linux' numbers, but only these. */
 static inline uint32_t nbd_error_of(int err)

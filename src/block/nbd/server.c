@@ -127,9 +127,51 @@ int nbd_server_listen(struct nbd_server *s, int fd, struct error *e)
 
 /* --- life --- */
 
+static bool bitmap_there(struct block *b, const char *name)
+{
+	struct block_bitmap *list = NULL;
+	unsigned n = 0;
+	bool found = false;
+
+	if (block_bitmap_list(b, &list, &n, NULL))
+		return false;
+	for (unsigned i = 0; i < n; i++)
+		found |= !strcmp(list[i].name, name);
+	free(list);
+	return found;
+}
+
+static int bitmaps_take(struct nbd_server *s, const struct nbd_server_options *o, struct error *e)
+{
+	if (o->nbitmaps > NBD_SERVER_BITMAPS)
+		return error_set(e, E2BIG, "leave some out", "export dirty bitmaps", "%u are too many", o->nbitmaps);
+	for (unsigned i = 0; i < o->nbitmaps; i++) {
+		if (!bitmap_there(o->disk, o->bitmaps[i]))
+			return error_set(e, ENOENT, "see 'vixen image bitmap list'", "export a dirty bitmap",
+					 "the disk has no '%.100s'", o->bitmaps[i]);
+		s->bitmap[i] = strdup(o->bitmaps[i]);
+		if (!s->bitmap[i])
+			return error_errno(e, ENOMEM, NULL, "start the NBD server");
+	}
+	return 0;
+}
+
+static int names_take(struct nbd_server *s, const struct nbd_server_options *o, struct error *e)
+{
+	s->name = strdup(o->name ? o->name : "");
+	s->description = strdup(o->description ? o->description : "");
+	if (!s->name || !s->description)
+		return error_errno(e, ENOMEM, NULL, "start the NBD server");
+	if (strlen(s->name) > NBD_NAME_MAX || strlen(s->description) > NBD_NAME_MAX)
+		return error_set(e, EINVAL, "shorten it", "start the NBD server", "a name is longer than %u bytes",
+				 NBD_NAME_MAX);
+	return bitmaps_take(s, o, e);
+}
+
 int nbd_server_new(struct nbd_server **out, struct loop *l, const struct nbd_server_options *o, struct error *e)
 {
 	struct nbd_server *s = calloc(1, sizeof(*s));
+	int ret;
 
 	if (!s)
 		return error_errno(e, ENOMEM, NULL, "start the NBD server");
@@ -137,22 +179,15 @@ int nbd_server_new(struct nbd_server **out, struct loop *l, const struct nbd_ser
 	s->o = *o;
 	s->readonly = o->readonly || block_readonly(o->disk);
 	s->co = loop_coroutines(l);
-	s->name = strdup(o->name ? o->name : "");
-	s->description = strdup(o->description ? o->description : "");
 	s->retry = loop_timer_new(l, on_retry, s);
 	if (!s->o.clients_max)
 		s->o.clients_max = CLIENTS_MAX;
-	if (!s->co || !s->name || !s->description || !s->retry) {
+	ret = s->co && s->retry ? names_take(s, o, e) : error_errno(e, ENOMEM, NULL, "start the NBD server");
+	if (ret)
 		nbd_server_free(s);
-		return error_errno(e, ENOMEM, NULL, "start the NBD server");
-	}
-	if (strlen(s->name) > NBD_NAME_MAX || strlen(s->description) > NBD_NAME_MAX) {
-		nbd_server_free(s);
-		return error_set(e, EINVAL, "shorten it", "start the NBD server", "a name is longer than %u bytes",
-				 NBD_NAME_MAX);
-	}
-	*out = s;
-	return 0;
+	else
+		*out = s;
+	return ret;
 }
 
 static int wait_gone(void *opaque)
@@ -179,6 +214,8 @@ void nbd_server_free(struct nbd_server *s)
 		co_run(s->loop, wait_gone, s);
 	ASSERT(!s->nclients);
 	loop_timer_free(s->retry);
+	for (unsigned i = 0; i < NBD_SERVER_BITMAPS; i++)
+		free(s->bitmap[i]);
 	free(s->name);
 	free(s->description);
 	free(s);

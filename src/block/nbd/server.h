@@ -17,12 +17,16 @@ struct loop;
 struct nbd_server;
 struct nbd_tls;
 
+#define NBD_SERVER_BITMAPS 16u
+
 /* Strings are copied. */
 struct nbd_server_options {
 	struct block *disk;
 	const char *name;		/* of the export; NULL: "", the default export, which every name-less client gets */
 	const char *description;	/* NULL: none */
 	bool readonly;
+	const char *const *bitmaps;	/* of the disk, for clients that want to know what has changed */
+	unsigned nbitmaps;		/* at most NBD_SERVER_BITMAPS */
 	struct nbd_tls *tls;		/* all clients have to use it; stays the caller's; NULL: none can */
 	unsigned clients_max;		/* 0: 32 */
 	void (*left)(void *opaque);	/* the last client that had chosen the export */

@@ -10,6 +10,9 @@
 #define NBD_CLIENT_REQUESTS 64u
 #define NBD_BLOCK_MIN 512u
 
+/* What clients may ask of a range; a context's number plus one is its id on the wire. */
+enum nbd_server_contexts { NBD_HAS_ALLOCATION, NBD_HAS_DEPTH, NBD_HAS_BITMAP /* the first */ };
+
 struct nbd_client;
 
 struct nbd_server {
@@ -17,6 +20,7 @@ struct nbd_server {
 	struct coroutines *co;
 	struct nbd_server_options o;
 	char *name, *description;
+	char *bitmap[NBD_SERVER_BITMAPS];
 	bool readonly, stopping;
 	unsigned nclients, nchosen;	/* nchosen: of them in transmission */
 	struct nbd_client *clients;
@@ -30,7 +34,8 @@ struct nbd_client {
 	struct nbd_server *s;
 	struct nbd_client *next, **self;
 	struct nbd_sock sock;
-	bool structured, allocation;	/* negotiated: structured replies; base:allocation */
+	bool structured;		/* negotiated: structured replies */
+	uint32_t contexts;		/* and these: bits of enum nbd_server_contexts */
 	bool dead;			/* replies are no longer sent */
 	unsigned in_flight;
 	uint64_t bytes;			/* of buffers of requests in flight */

@@ -189,46 +189,80 @@ static uint32_t extent_flags(const struct block_status *st)
 	return flags;
 }
 
+/* What a context says of the disk from `at` on: *x of it, of one kind. */
+static int extent_at(const struct request *r, unsigned context, uint32_t at, struct nbd_extent *x)
+{
+	struct nbd_server *s = r->c->s;
+	struct block_status st = { 0 };
+	bool changed;
+	int ret;
+
+	if (context >= NBD_HAS_BITMAP) {
+		ret = block_co_bitmap_at(s->o.disk, s->bitmap[context - NBD_HAS_BITMAP], r->offset + at, r->len - at, &changed,
+					 &st.len);
+		*x = (struct nbd_extent){ (uint32_t)st.len, !ret && changed ? NBD_STATE_DIRTY : 0 };
+		return ret;
+	}
+	ret = block_co_status(s->o.disk, r->offset + at, r->len - at, UINT_MAX, &st);
+	*x = (struct nbd_extent){ (uint32_t)st.len, context == NBD_HAS_ALLOCATION ? extent_flags(&st) :
+				  st.flags & BLOCK_STATUS_ALLOCATED ? st.depth + 1 : 0 };
+	return ret;
+}
+
 /* Fills x, in host order, until the range, x or the patience is at an end. */
-static int extents_collect(const struct request *r, struct nbd_extent *x, unsigned max, unsigned *count)
+static int extents_collect(const struct request *r, unsigned context, struct nbd_extent *x, unsigned max, unsigned *count)
 {
 	unsigned n = 0, steps = 0;
 
 	for (uint32_t at = 0; at < r->len && steps < EXTENT_STEPS; steps++) {
-		struct block_status st;
-		uint32_t flags;
-		int ret = block_co_status(r->c->s->o.disk, r->offset + at, r->len - at, UINT_MAX, &st);
+		struct nbd_extent one;
+		int ret = extent_at(r, context, at, &one);
 
 		if (ret)
 			return ret;
-		flags = extent_flags(&st);
-		if (!n || x[n - 1].flags != flags) {
+		if (!n || x[n - 1].flags != one.flags) {
 			if (n == max)
 				break;
-			x[n++] = (struct nbd_extent){ 0, flags };
+			x[n++] = (struct nbd_extent){ 0, one.flags };
 		}
-		x[n - 1].len += (uint32_t)st.len;
-		at += (uint32_t)st.len;
+		x[n - 1].len += one.len;
+		at += one.len;
 	}
 	*count = n;
 	return 0;
 }
 
-static int perform_status(const struct request *r)
+static int send_status(const struct request *r, unsigned context, bool last)
 {
 	struct nbd_extent *x = (struct nbd_extent *)r->buf;
 	struct { struct nbd_chunk chunk; uint32_t context; } __attribute__((packed)) head;
 	unsigned n;
-	int ret = extents_collect(r, x, r->flags & NBD_CMD_REQ_ONE ? 1 : EXTENTS_MAX, &n);
+	int ret = extents_collect(r, context, x, r->flags & NBD_CMD_REQ_ONE ? 1 : EXTENTS_MAX, &n);
 
 	if (ret)
 		return ret;
 	for (unsigned i = 0; i < n; i++)
 		x[i] = (struct nbd_extent){ htobe32(x[i].len), htobe32(x[i].flags) };
-	head.chunk = chunk(r, NBD_CHUNK_STATUS, true, sizeof(head.context) + n * sizeof(*x));
-	head.context = htobe32(1);
+	head.chunk = chunk(r, NBD_CHUNK_STATUS, last, sizeof(head.context) + n * sizeof(*x));
+	head.context = htobe32(context + 1);
 	send_reply(r->c, &head, sizeof(head), x, n * sizeof(*x));
 	return 0;
+}
+
+/* A chunk for each context. */
+static int perform_status(const struct request *r)
+{
+	uint32_t left = r->c->contexts;
+	int ret = 0;
+
+	for (unsigned i = 0; left && !ret; i++) {
+		bool chosen = left & 1u << i;
+
+		left &= ~(1u << i);
+		if (chosen)
+			ret = send_status(r, i, !left);
+	}
+	return ret;
 }
 
 /* --- writes --- */
@@ -323,7 +357,7 @@ static int check(const struct request *r)
 	if (r->c->s->readonly &&
 	    (r->type == NBD_CMD_WRITE || r->type == NBD_CMD_TRIM || r->type == NBD_CMD_WRITE_ZEROES))
 		return -EPERM;
-	if (r->type == NBD_CMD_BLOCK_STATUS && (!r->c->allocation || !r->len))
+	if (r->type == NBD_CMD_BLOCK_STATUS && (!r->c->contexts || !r->len))
 		return -EINVAL;
 	if (r->type == NBD_CMD_READ && r->len > NBD_PAYLOAD_MAX)
 		return -EINVAL;

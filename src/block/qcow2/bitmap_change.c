@@ -33,6 +33,22 @@ int qcow2_bitmap_list(struct node *n, struct block_bitmap **list, unsigned *coun
 	return 0;
 }
 
+int qcow2_bitmap_at(struct node *n, const char *name, uint64_t offset, uint64_t len, bool *changed, uint64_t *out)
+{
+	struct bitmap *m = bitmap_find(n->impl, name);
+	int ret = !m ? -ENOENT : m->loaded ? 0 : bitmap_load(n->impl, m);
+	uint64_t at, n_bytes;
+
+	if (ret)
+		return ret;
+	if (!dirty_next(&m->bits, offset, &at, &n_bytes))
+		at = n_bytes = UINT64_MAX;
+	*changed = at == offset;
+	*out = *changed ? n_bytes : at - offset;
+	*out = *out < len ? *out : len;
+	return 0;
+}
+
 /* --- add --- */
 
 static int add_good(struct qcow2 *q, const struct block_bitmap_change *c, struct error *e)

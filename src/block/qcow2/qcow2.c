@@ -307,6 +307,7 @@ static const struct node_ops qcow2_ops = {
 	.info = qcow2_info, .co_key = qcow2_key, .co_snapshot_list = qcow2_snapshot_list, .co_snapshot_create = qcow2_snapshot_create,
 	.co_snapshot_apply = qcow2_snapshot_apply, .co_snapshot_delete = qcow2_snapshot_delete,
 	.co_bitmap_list = qcow2_bitmap_list, .co_bitmap_change = qcow2_bitmap_change,
+	.co_bitmap_at = qcow2_bitmap_at,
 	.co_set_readonly = qcow2_set_readonly, .co_close = qcow2_close,
 };
 

@@ -328,6 +328,7 @@ bool bitmaps_mark(struct qcow2 *q, uint64_t offset, uint64_t len);
 int bitmaps_co_mark(struct qcow2 *q, uint64_t offset, uint64_t len);	/* waits; not counted in an epoch */
 int qcow2_bitmap_list(struct node *n, struct block_bitmap **list, unsigned *count, struct error *e);
 int qcow2_bitmap_change(struct node *n, const struct block_bitmap_change *c, struct error *e);
+int qcow2_bitmap_at(struct node *n, const char *name, uint64_t offset, uint64_t len, bool *changed, uint64_t *out);
 
 /* --- crypt.c --- */
 /* Whole sectors at `host` in the file, in place; in coroutines. */
