@@ -43,7 +43,7 @@ _vixen_image()
 	--arch) COMPREPLY=($(compgen -W 'amd64 i386' -- "$cur")); return ;;
 	--iter-time) return ;;
 	--encrypt) COMPREPLY=($(compgen -W 'luks1 luks2' -- "$cur")); return ;;
-	--key-file* | --new-key-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+	--key-file* | --new-key-file | --backing-key-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
 	--name | --kernel-package | --size | --include | --mirror | --cluster-size | --sparse | --parallel) return ;;
 	--export | --description | --listen) return ;;
 	--from | --to | --disk-format | --format-a | --format-b | --backing-format)
@@ -86,7 +86,7 @@ _vixen_image_options()
 	*) case ${COMP_WORDS[2]} in
 	   info | map) options='--disk-format --format' ;;
 	   clone) options='--size --disk-format' ;;
-	   convert) options='--from --to --compress --compression --cluster-size --encrypt --key-file --new-key-file --iter-time --sparse
+	   convert) options='--from --to --compress --compression --cluster-size --encrypt --key-file --new-key-file --iter-time --plain --sparse
 		--parallel --force' ;;
 	   compare) options='--format-a --format-b --key-file-a --key-file-b --format' ;;
 	   resize) options='--shrink --key-file --disk-format' ;;
@@ -95,10 +95,10 @@ _vixen_image_options()
 	   bitmap) options='--granularity --disk-format --format' ;;
 	   partitions) options='--disk-format --key-file --format' ;;
 	   key) options='--key-file --new-key-file --iter-time --disk-format' ;;
-	   commit) options='--disk-format' ;;
+	   commit) options='--disk-format --key-file --plain' ;;
 	   serve) options='--key-file --socket --listen --export --description --bitmap --read-only --once --disk-format --tls-certificates
 		--tls-verify-clients --tls-psk-file' ;;
-	   rebase) options='--backing --backing-format --no-backing --unsafe --disk-format' ;;
+	   rebase) options='--backing --backing-format --backing-key-file --key-file --no-backing --unsafe --disk-format' ;;
 	   esac
 	   case $cur in
 	   -*) COMPREPLY=($(compgen -W "$options --help" -- "$cur")) ;;
@@ -109,7 +109,7 @@ _vixen_image_options()
 
 _vixen_disk()
 {
-	local options=
+	local options= encrypt='--encrypt --key-file --iter-time --plain'
 	if [ "$COMP_CWORD" = 2 ]; then
 		COMPREPLY=($(compgen -W 'attach detach list throttle backup bitmap cancel commit complete mirror resize
 			snapshot stream --help' -- "$cur"))
@@ -119,14 +119,16 @@ _vixen_disk()
 	detach) options='--timeout --help' ;;
 	list) options='--format --help' ;;
 	throttle) options='--iops --bps --iops-burst --bps-burst --group --help' ;;
-	backup) options='--background --bitmap --incremental --backing --to --help' ;;
-	mirror) options='--background --pivot --follow --to --help' ;;
-	snapshot) options='--internal --help' ;;
+	backup) options="--background --bitmap --incremental --backing --to $encrypt --help" ;;
+	mirror) options="--background --pivot --follow --to $encrypt --help" ;;
+	snapshot) options="--internal $encrypt --help" ;;
 	bitmap) options='--granularity --help' ;;
-	stream | commit) options='--background --help' ;;
+	stream | commit) options='--background --plain --help' ;;
 	esac
 	case $prev in
 	--to) COMPREPLY=($(compgen -W 'raw qcow2' -- "$cur")); return ;;
+	--encrypt) COMPREPLY=($(compgen -W 'luks1 luks2' -- "$cur")); return ;;
+	--key-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
 	--format) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
 	--timeout | --iops | --bps | --iops-burst | --bps-burst | --group) return ;;
 	esac

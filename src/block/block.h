@@ -60,6 +60,10 @@ struct block_options {
 	const char *format;		/* "raw", "qcow2", ... or NULL */
 	unsigned flags;			/* enum block_flags */
 	const char *secret_file;	/* holds the passphrase, for encrypted formats; one newline at its end is cut off */
+	/* Of a chain: the first encrypted layer is opened by secret_file, the second by the first of these ...; the last there
+	 * is goes on for the rest. */
+	const char *const *more_secrets;
+	unsigned nmore_secrets;
 	const char *backing_path;	/* instead of what the image names */
 	const struct block_options *backing;	/* how to open the backing file: its format, its secret, its backing ... */
 	const char *data_path;		/* external data file, instead of what the image names */
@@ -95,6 +99,11 @@ struct block_file {
 };
 unsigned block_files(const struct block *b, struct block_file *out, unsigned max);	/* how many there are */
 int block_file_open(const char *path, bool write, struct error *e);	/* locked as block_open() does; -errno */
+
+/* What opens the encrypted layers of b, which were opened with their passphrases, without these and without their headers:
+ * anonymous files with the volume keys, to be handed along as members of block_options.fds.  How many, or -errno with e set;
+ * each is the caller's: free(path), close(fd).  Not for b that others use. */
+int block_keys_export(struct block *b, struct block_fd *out, unsigned max, struct error *e);
 
 enum block_preallocate {
 	BLOCK_PREALLOCATE_OFF,

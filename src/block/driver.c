@@ -221,7 +221,7 @@ int node_co_open_backing(struct node *n, const struct node_open *how, const char
 {
 	const struct block_options *mine = how->o;
 	struct block_options o = mine->backing ? *mine->backing : (struct block_options){ 0 };
-	struct node_open below = { .o = &o, .depth = how->depth + 1, .readonly = true, .above = how };
+	struct node_open below = { .o = &o, .depth = how->depth + 1, .readonly = true, .above = how, .secret = how->secret };
 	char *path;
 	int ret;
 
@@ -236,7 +236,13 @@ int node_co_open_backing(struct node *n, const struct node_open *how, const char
 		o.fds = mine->fds;
 		o.nfds = mine->nfds;
 	}
-	o.flags |= mine->flags & (BLOCK_SHARE | BLOCK_PROBE | BLOCK_FDS_ONLY);
+	if (!o.secret_file) {
+		o.secret_file = mine->secret_file;
+		o.more_secrets = mine->more_secrets;
+		o.nmore_secrets = mine->nmore_secrets;
+		below.encrypted = how->encrypted + n->encrypted;
+	}
+	o.flags |= mine->flags & (BLOCK_SHARE | BLOCK_PROBE | BLOCK_FDS_ONLY | BLOCK_LOCKED);
 	below.path = path;
 	ret = chain_good(n, how, path, e);
 	if (!ret)

@@ -27,6 +27,7 @@
 #define NODE_DEPTH_MAX 200u	/* files in a backing chain */
 
 struct node;
+struct secret;
 
 /* What all nodes of a disk share.  Counted by the nodes. */
 struct block_env {
@@ -73,6 +74,7 @@ struct node {
 	char *path;			/* for messages, and for what is relative to it */
 	uint64_t size_bytes;
 	bool readonly;			/* of this node: a backing file's nodes always are */
+	bool encrypted;			/* set by the driver before it opens a backing file */
 	bool zero_past_end;		/* set by the parent of a protocol node: reads past the end give zeroes */
 	struct node_limits limits;
 };
@@ -117,6 +119,7 @@ struct node_ops {
 	int (*co_check)(struct node *n, unsigned repair, struct block_check *c, struct error *e);
 	int (*info)(struct node *n, struct block_info *out);	/* common fields are filled in already */
 	int (*co_key)(struct node *n, const struct block_key *k, struct error *e);
+	int (*key_export)(struct node *n);	/* a descriptor for block_keys_export(); -errno, -ENOKEY: there is none */
 	int (*co_snapshot_list)(struct node *n, struct block_snapshot **list, unsigned *count, struct error *e);
 	int (*co_snapshot_create)(struct node *n, const char *name, struct error *e);
 	int (*co_snapshot_apply)(struct node *n, const char *snapshot, struct error *e);
@@ -141,6 +144,8 @@ struct node_open {
 	const struct block_options *o;	/* never NULL */
 	unsigned depth;			/* backing files above this one */
 	bool readonly;
+	unsigned encrypted;		/* encrypted ones above this one */
+	struct secret *secret;		/* read last, for all of the chain; NULL: nobody keeps it */
 	const struct node_open *above;	/* the node whose backing file this is */
 	const char *path;
 };

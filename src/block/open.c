@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "block/block_private.h"
+#include "block/luks/secret.h"
 #include "host/loop.h"
 
 int block_run(struct loop *l, int (*fn)(void *arg), void *arg)
@@ -45,11 +46,13 @@ static int open_main(void *opaque)
 {
 	struct opening *op = opaque;
 	unsigned flags = op->o->flags;
-	struct node_open how = { .o = op->o, .path = op->path,
+	struct secret secret = { 0 };
+	struct node_open how = { .o = op->o, .path = op->path, .secret = &secret,
 				 .readonly = flags & (BLOCK_READONLY | BLOCK_EPHEMERAL) };
 	struct node *n;
 	int ret = node_co_open(&n, op->b->env, op->path, &how, op->e);
 
+	secret_fini(&secret);
 	if (ret)
 		return ret;
 	if (flags & BLOCK_EPHEMERAL && !(flags & BLOCK_READONLY)) {
@@ -155,7 +158,8 @@ struct creation {
 /* The backing file is opened once: it must be there, and its size is the default. */
 static int backing_look(struct creation *cr, struct block_create *c)
 {
-	const struct block_options o = { .format = c->backing_format, .flags = BLOCK_READONLY | BLOCK_SHARE };
+	const struct block_options o = { .format = c->backing_format,
+					 .flags = BLOCK_READONLY | BLOCK_SHARE | BLOCK_LOCKED };
 	struct node_open how = { .o = &o, .readonly = true };
 	char *path = node_path_relative(cr->path, c->backing_path);
 	struct node *n;

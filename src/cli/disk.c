@@ -68,8 +68,9 @@ static void row_show(json_t *d)
 
 	json_unpack(d, "{s:s, s:s, s:s, s:s, s:I, s:b, s:b}", "name", &name, "bus", &bus, "format", &format, "path", &path,
 		    "size_bytes", &bytes, "readonly", &readonly, "ephemeral", &ephemeral);
-	printf("%-8s %-7s %-7s %10.2f GiB  %s%s%s\n", name, bus, format, (double)bytes / (1 << 30),
-	       plain(safe, sizeof safe, path), readonly ? ", readonly" : "", ephemeral ? ", ephemeral" : "");
+	printf("%-8s %-7s %-7s %10.2f GiB  %s%s%s%s\n", name, bus, format, (double)bytes / (1 << 30),
+	       plain(safe, sizeof safe, path), readonly ? ", readonly" : "", ephemeral ? ", ephemeral" : "",
+	       json_is_true(json_object_get(json_array_get(json_object_get(d, "chain"), 0), "encrypted")) ? ", encrypted" : "");
 }
 
 static void job_show(json_t *job)
@@ -159,19 +160,37 @@ static int file_add(struct files *f, const char *path, bool write, struct error 
 	return 0;
 }
 
+/* Of what is encrypted, instead of passphrases. */
+static int keys_add(struct files *f, struct block *b, struct error *e)
+{
+	struct block_fd key[VM_KEYS_MAX];
+	int n = block_keys_export(b, key, CONTROL_FDS_MAX - f->n < VM_KEYS_MAX ? CONTROL_FDS_MAX - f->n : VM_KEYS_MAX, e);
+
+	for (int i = 0; i < n; i++) {
+		f->fd[f->n++] = key[i].fd;
+		json_array_append_new(f->paths, json_string(key[i].path));
+		free((char *)key[i].path);
+	}
+	return n < 0 ? n : 0;
+}
+
 /* Its backing files are found by opening it for a look. */
 static int files_find(struct files *f, struct loop *l, const struct vm_disk *d, struct error *e)
 {
+	const struct block_options o = { .format = d->format, .flags = BLOCK_READONLY | BLOCK_SHARE,
+					 .secret_file = d->key_file[0], .more_secrets = d->key_file + 1,
+					 .nmore_secrets = d->nkeys ? d->nkeys - 1 : 0 };
 	struct block_file *list = calloc(CONTROL_FDS_MAX, sizeof *list);
 	struct block *b = NULL;
-	int ret = list ? block_open(&b, l, d->path, d->format, BLOCK_READONLY | BLOCK_SHARE, e)
-		       : error_errno(e, ENOMEM, NULL, "attach a disk");
+	int ret = list ? block_open_with(&b, l, d->path, &o, e) : error_errno(e, ENOMEM, NULL, "attach a disk");
 	unsigned n = ret ? 0 : block_files(b, list, CONTROL_FDS_MAX);
 
 	if (n > CONTROL_FDS_MAX)
 		ret = error_set(e, ELOOP, "merge some of them with 'vixen image commit'", "attach a disk", "it has %u files", n);
 	for (unsigned i = 0; i < n && !ret; i++)
 		ret = file_add(f, list[i].path, !list[i].backing && !d->readonly, e);
+	if (!ret)
+		ret = keys_add(f, b, e);
 	block_close(b);
 	free(list);
 	return ret;

@@ -12,24 +12,29 @@
 #include "cli/disk.h"
 #include "cli/image_tool.h"
 #include "cli/options.h"
+#include "cli/passphrase.h"
 #include "cli/verb.h"
 #include "host/loop.h"
 
 #define ARGS 5u
+#define FILES_MAX 8u
 #define EX_USAGE_ERROR 10000	/* no errno: told already */
 
 struct ask {
 	const char *verb;
 	const char *arg[ARGS];		/* VM, DISK, what else there is */
-	const char *to, *bitmap, *backing, *internal, *size;
-	bool incremental, pivot, follow, background;
+	const char *to, *bitmap, *backing, *internal, *size, *key_file;
+	bool incremental, pivot, follow, background, plain;
+	enum block_encryption encrypt;
+	unsigned kdf_ms;
 	uint32_t granularity;
 	/* while it runs */
 	json_t *disk;			/* of the list; a reference */
 	json_t *arguments;
 	char target[PATH_MAX];
 	bool made;			/* target is a file that we made */
-	int fd;				/* of the target; -1: none */
+	struct block_fd file[FILES_MAX];	/* what goes along, by names; ours */
+	unsigned nfiles;
 	bool interrupted;
 	struct progress progress;
 	struct error e;
@@ -56,6 +61,14 @@ static bool set_granularity(void *o, const char *v)
 	a->granularity = (uint32_t)bytes;
 	return true;
 }
+static bool set_encrypt(void *o, const char *v)
+{
+	struct ask *a = o;
+	return tool_encrypt_parse(a->verb, v, &a->encrypt);
+}
+static bool set_key(void *o, const char *v) { ((struct ask *)o)->key_file = v; return true; }
+static bool set_time(void *o, const char *v) { return tool_kdf_parse(((struct ask *)o)->verb, v, &((struct ask *)o)->kdf_ms); }
+static bool set_plain(void *o, const char *v) { (void)v; return ((struct ask *)o)->plain = true; }
 static bool set_bitmap(void *o, const char *v) { ((struct ask *)o)->bitmap = v; return true; }
 static bool set_backing(void *o, const char *v) { ((struct ask *)o)->backing = v; return true; }
 static bool set_internal(void *o, const char *v) { ((struct ask *)o)->internal = v; return true; }
@@ -65,23 +78,28 @@ static bool set_follow(void *o, const char *v) { (void)v; return ((struct ask *)
 static bool set_background(void *o, const char *v) { (void)v; return ((struct ask *)o)->background = true; }
 
 #define BACKGROUND { "background", NULL, "do not wait for its end: vixen disk list shows how far it is", set_background }
+#define PLAIN { "plain", NULL, "what was encrypted may be kept unencrypted", set_plain }
+#define ENCRYPT \
+	{ "encrypt", "luks1|luks2", "encrypt FILE; qcow2 takes luks1", set_encrypt }, \
+	{ "key-file", "FILE", "holds its passphrase: fd:N, - for stdin; default: asked for", set_key }, \
+	{ "iter-time", "MS", "how long trying it shall take (default 2000)", set_time }, PLAIN
 #define TO { "to", "raw|qcow2", "what FILE shall be; default: qcow2 if its name ends in .qcow2, else raw", set_to }
 
 static const struct option_row backup_options[] = {
 	{ "bitmap", "NAME", "begin this dirty bitmap at the moment of the backup", set_bitmap },
 	{ "incremental", NULL, "copy only what --bitmap says has changed", set_incremental },
 	{ "backing", "FILE", "of an incremental backup: the backup before it", set_backing },
-	TO, BACKGROUND, { 0 },
+	TO, ENCRYPT, BACKGROUND, { 0 },
 };
 static const struct option_row mirror_options[] = {
 	{ "pivot", NULL, "change over to FILE at the end", set_pivot },
 	{ "follow", NULL, "go on writing to both until vixen disk complete", set_follow },
-	TO, BACKGROUND, { 0 },
+	TO, ENCRYPT, BACKGROUND, { 0 },
 };
-static const struct option_row job_options[] = { BACKGROUND, { 0 } };
+static const struct option_row job_options[] = { PLAIN, BACKGROUND, { 0 } };
 static const struct option_row snapshot_options[] = {
 	{ "internal", "NAME", "inside the image, instead of a new one", set_internal },
-	{ 0 },
+	ENCRYPT, { 0 },
 };
 static const struct option_row bitmap_options[] = {
 	{ "granularity", "SIZE", "add: bytes for each bit (default 64K)", set_granularity },
@@ -127,14 +145,25 @@ static int disk_get(struct ask *a)
 
 /* --- files that go along --- */
 
-static int file_open(struct ask *a, bool locked)
+/* Takes both over. */
+static int send_along(struct ask *a, char *name, int fd)
 {
-	if (locked) {
-		a->fd = block_file_open(a->target, true, &a->e);
-		return a->fd < 0 ? a->fd : 0;
+	if (fd < 0 || !name) {
+		free(name);
+		return fd < 0 ? fd : error_errno(&a->e, ENOMEM, NULL, "name a file");
 	}
-	a->fd = open(a->target, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-	return a->fd < 0 ? error_errno(&a->e, errno, "check its permissions", "open '%s'", a->target) : 0;
+	a->file[a->nfiles++] = (struct block_fd){ name, fd };
+	return 0;
+}
+
+/* name: what the VM calls it. */
+static int file_open(struct ask *a, const char *name, bool locked)
+{
+	int fd = locked ? block_file_open(a->target, true, &a->e)
+			: open(a->target, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	if (fd < 0 && !locked)
+		return error_errno(&a->e, errno, "check its permissions", "open '%s'", a->target);
+	return send_along(a, strdup(name), fd);
 }
 
 static bool named_qcow2(const char *path)
@@ -164,31 +193,93 @@ static const char *vm_file(const struct ask *a, const char *path, char out[PATH_
 	return access(out, F_OK) ? NULL : out;
 }
 
+/* The VM gets the volume key: it could derive none. */
+static int keys_open(struct ask *a, struct loop *l, const struct block_create *c)
+{
+	const struct block_options o = { .format = a->to, .flags = BLOCK_NO_BACKING, .secret_file = c->secret_file };
+	struct block *b;
+	int ret = block_open_with(&b, l, a->target, &o, &a->e), n;
+	if (ret)
+		return ret;
+	n = block_keys_export(b, a->file + a->nfiles, FILES_MAX - a->nfiles, &a->e);
+	block_close(b);
+	a->nfiles += n < 0 ? 0 : (unsigned)n;
+	return n < 0 ? n : 0;
+}
+
 static int file_make(struct ask *a, const struct block_create *c)
 {
 	struct loop *l = loop_new();
 	int ret = l ? block_create(l, a->target, a->to, c, &a->e)
 		    : error_errno(&a->e, ENFILE, "raise the limit on open files", "make an event loop");
-	loop_free(l);
 	a->made = !ret;
-	return ret ? ret : file_open(a, true);
+	if (!ret && c->encrypt)
+		ret = keys_open(a, l, c);
+	loop_free(l);
+	return ret ? ret : file_open(a, a->target, true);
+}
+
+/* --- what is encrypted --- */
+
+static bool layer_encrypted(const struct ask *a, size_t i)
+{
+	return json_is_true(json_object_get(json_array_get(json_object_get(a->disk, "chain"), i), "encrypted"));
+}
+
+static bool any_encrypted(const struct ask *a)
+{
+	size_t n = json_array_size(json_object_get(a->disk, "chain"));
+	for (size_t i = 0; i < n; i++)
+		if (layer_encrypted(a, i))
+			return true;
+	return false;
+}
+
+/* What was encrypted gets into the open only when that is said. */
+static int plain_good(struct ask *a, bool leaks, const char *what, const char *todo)
+{
+	if (!leaks || a->plain)
+		return 0;
+	return error_set(&a->e, EPERM, todo, a->verb, "the disk is encrypted, and %s", what);
+}
+
+static int encryption_choose(struct ask *a, struct block_create *c, char buf[KEY_PATH_BYTES])
+{
+	int ret;
+	if (a->encrypt && !strcmp(a->to, "raw"))
+		a->to = "luks";
+	if (!strcmp(a->to, "luks") && !a->encrypt)
+		a->encrypt = BLOCK_ENCRYPT_LUKS2;
+	ret = plain_good(a, any_encrypted(a) && !a->encrypt, "the copy would not be",
+			 "add --encrypt luks1 or luks2, or --plain if others may read it");
+	c->encrypt = a->encrypt;
+	c->kdf_ms = a->kdf_ms;
+	if (!ret && a->encrypt)
+		ret = key_or_ask(&c->secret_file, a->key_file, a->target, true, buf, &a->e);
+	return ret;
 }
 
 /* FILE: a server's address, or a new file of the disk's size. */
 static int target_make(struct ask *a, const char *file, const char *backing, const char *backing_format)
 {
 	struct block_create c = { .backing_path = backing, .backing_format = backing_format };
+	char buf[KEY_PATH_BYTES];
 	int ret;
 	c.size_bytes = (uint64_t)json_integer_value(json_object_get(a->disk, "size_bytes"));
 	if (block_path_remote(file)) {
 		a->to = "raw";
 		snprintf(a->target, sizeof a->target, "%s", file);
-		a->fd = block_dial(file, &a->e);
-		ret = a->fd < 0 ? a->fd : 0;
+		ret = a->encrypt ? error_set(&a->e, ENOTSUP, "use a file", a->verb, "what is on a server is not encrypted by us") :
+		      plain_good(a, any_encrypted(a), "what a server gets is not",
+				 "add --plain if others may read it, or use a file with --encrypt");
+		if (!ret)
+			ret = send_along(a, strdup(file), block_dial(file, &a->e));
 	} else {
 		if (!a->to)
-			a->to = backing || named_qcow2(file) ? "qcow2" : "raw";
+			a->to = backing ? "qcow2" : tool_format_named(file);
 		ret = absolute(a, file);
+		if (!ret)
+			ret = encryption_choose(a, &c, buf);
 		if (!ret)
 			ret = file_make(a, &c);
 	}
@@ -213,10 +304,17 @@ static void say_left(const struct ask *a)
 
 static int ask_vm(struct ask *a, enum control_verb verb)
 {
-	struct control_want w = { .verb = verb, .arguments = a->arguments, .fds = &a->fd, .nfds = a->fd >= 0,
+	int fds[FILES_MAX];
+	struct control_want w = { .verb = verb, .arguments = a->arguments, .fds = fds, .nfds = a->nfiles,
 				  .interrupt_fd = stop_signals_open(), .interrupted = &a->interrupted,
 				  .end_verb = CONTROL_disk_cancel, .progress = on_progress, .opaque = a };
+	json_t *names = json_array();
 	int ret;
+	for (unsigned i = 0; i < a->nfiles; i++) {
+		fds[i] = a->file[i].fd;
+		json_array_append_new(names, json_text(a->file[i].path));
+	}
+	json_object_set_new(a->arguments, "files", names);
 	w.end_arguments = json_pack("{s:s}", "disk", a->arg[1]);
 	progress_begin(&a->progress);
 	a->arguments = NULL;
@@ -230,8 +328,10 @@ static int ask_vm(struct ask *a, enum control_verb verb)
 
 static int finish(struct ask *a, int ret)
 {
-	if (a->fd >= 0)
-		close(a->fd);
+	while (a->nfiles--) {
+		close(a->file[a->nfiles].fd);
+		free((char *)a->file[a->nfiles].path);
+	}
 	json_decref(a->disk);
 	json_decref(a->arguments);
 	if (!ret)
@@ -267,7 +367,12 @@ static int do_mirror(struct ask *a)
 	return ret ? ret : ask_vm(a, CONTROL_disk_mirror);
 }
 
-static int do_stream(struct ask *a) { return ask_vm(a, CONTROL_disk_stream); }
+static int do_stream(struct ask *a)
+{
+	int ret = plain_good(a, any_encrypted(a) && !layer_encrypted(a, 0), "its topmost image is not",
+			     "add --plain if others may read it");
+	return ret ? ret : ask_vm(a, CONTROL_disk_stream);
+}
 
 static int do_snapshot(struct ask *a)
 {
@@ -302,7 +407,10 @@ static int do_commit(struct ask *a)
 		return error_set(&a->e, EINVAL, "stream it", a->verb, "its backing file is on a server");
 	if (!vm_file(a, path, a->target))
 		return error_set(&a->e, ENOENT, "give it back its name", a->verb, "'%.150s' is not there", path);
-	ret = file_open(a, false);
+	ret = plain_good(a, layer_encrypted(a, 0) && !layer_encrypted(a, 1), "its backing file is not",
+			 "add --plain if others may read it");
+	if (!ret)
+		ret = file_open(a, path, false);
 	json_object_set_new(a->arguments, "target", json_text(path));
 	ret = ret ? ret : ask_vm(a, CONTROL_disk_commit);
 	path = json_string_value(json_object_get(a->disk, "path"));
@@ -403,7 +511,7 @@ static bool enough(const struct subcommand *s, const struct ask *a)
 static int run(const struct subcommand *s, int argc, char **argv)
 {
 	struct command c = s->command;
-	struct ask a = { .verb = c.verb, .fd = -1 };
+	struct ask a = { .verb = c.verb };
 	int ret;
 	c.argument = set_argument;
 	ret = options_parse(&c, &a, argc, argv);

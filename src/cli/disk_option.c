@@ -25,25 +25,30 @@ static bool set_format(struct vm_disk *d, const char *v)
 	return block_format_known(v, false);
 }
 
+/* Lives as long as the program. */
+static bool key_add(struct vm_disk *d, const char *path)
+{
+	d->key_file[d->nkeys] = strdup(path);
+	return *path && d->key_file[d->nkeys++];
+}
+
 static bool set_key(struct vm_disk *d, const char *v)
 {
 	char buf[KEY_PATH_BYTES];
 
-	d->key_file = strdup(key_path(v, buf));		/* lives as long as the program */
-	return *v && d->key_file;
+	return d->nkeys < VM_KEYS_MAX && key_add(d, key_path(v, buf));
 }
 
 /* Says itself what went wrong. */
 static bool ask_key(struct vm_disk *d, const char *v)
 {
 	char buf[KEY_PATH_BYTES];
-	struct error e;
+	struct error e = { "ask for a passphrase", "there are too many", "" };
 
-	if (!passphrase_ask(d->path, false, buf, &e))
-		d->key_file = strdup(buf);
-	else
-		error_print(&e);
-	return d->key_file;
+	if (d->nkeys < VM_KEYS_MAX && !passphrase_ask(d->path, false, buf, &e))
+		return key_add(d, buf);
+	error_print(&e);
+	return false;
 }
 
 static bool set_bus(struct vm_disk *d, const char *v)

@@ -6,12 +6,14 @@
 
 #include "cli/image_tool.h"
 #include "cli/options.h"
+#include "cli/passphrase.h"
 #include "cli/verb.h"
 
 struct chain {
 	const char *file[1], *format, *verb;
 	const char *backing, *backing_format;
-	bool none, unsafe;
+	struct key_list keys, backing_keys;	/* of FILE and its chain; of the new backing file and its own */
+	bool none, unsafe, plain;
 	/* while it runs */
 	char path[PATH_MAX], base_path[PATH_MAX], base_format[32];
 	struct block *top, *base;
@@ -22,6 +24,11 @@ static bool set_format(void *o, const char *v)
 {
 	((struct chain *)o)->format = v;
 	return tool_format_parse(((struct chain *)o)->verb, "disk-format", v);
+}
+static bool set_key(void *o, const char *v)
+{
+	struct chain *c = o;
+	return key_list_add(&c->keys, c->verb, v);
 }
 static bool set_file(void *o, const char *v)
 {
@@ -40,15 +47,31 @@ static int no_snapshots(struct chain *c, const char *what, const char *todo)
 	return ret;
 }
 
+/* From the layer below the top on: its own, or the last, if the top has one. */
+static void keys_below(struct chain *c)
+{
+	struct block_info i;
+	bool used = !block_info(c->top, 0, &i) && i.encrypted && c->keys.n > 1;
+	c->backing_keys.n = c->keys.n - used;
+	for (unsigned k = 0; k < c->backing_keys.n; k++)
+		c->backing_keys.path[k] = c->keys.path[k + used];
+}
+
 /* --- commit --- */
 
+static bool set_plain(void *o, const char *v) { (void)v; return ((struct chain *)o)->plain = true; }
+#define KEY_ROW { "key-file", "FILE", "holds the passphrase of FILE: fd:N, - for stdin; default: asked for; again for backing\n" \
+		  "files with others, from the top", set_key }
+
 static const struct option_row commit_options[] = {
+	KEY_ROW,
+	{ "plain", NULL, "what was encrypted may be kept unencrypted: no warning", set_plain },
 	{ "disk-format", "FORMAT", "what FILE is; default: by its name", set_format },
 	{ 0 },
 };
 
 static const struct command commit_command = {
-	.verb = "image commit", .usage = "image commit FILE [--disk-format qcow2]",
+	.verb = "image commit", .usage = "image commit FILE [--disk-format qcow2] [--key-file FILE]...",
 	.about = "Writes what FILE holds into its backing file, and empties FILE, which reads as before. Other images with\n"
 		 "the same backing file are spoilt by that: make sure that there are none.",
 	.options = commit_options, .argument = set_file,
@@ -59,7 +82,7 @@ static int find_base(struct chain *c)
 {
 	struct block_info i;
 	struct block *b;
-	int ret = tool_open(c->t, &b, c->path, c->format, BLOCK_READONLY | BLOCK_SHARE, "--disk-format");
+	int ret = tool_open(c->t, &b, c->path, c->format, BLOCK_READONLY | BLOCK_SHARE | BLOCK_LOCKED, "--disk-format");
 	if (ret)
 		return ret;
 	if (block_info(b, 1, &i))
@@ -79,11 +102,16 @@ static int commit_job(void *opaque)
 
 static int commit_open(struct chain *c)
 {
+	struct block_info i;
 	int ret = no_snapshots(c, "commit the image", "delete them first");
+	keys_below(c);
+	c->t->keys = &c->backing_keys;
 	if (!ret)
 		ret = tool_open(c->t, &c->base, c->base_path, c->base_format, 0, "--disk-format");
 	if (ret)
 		return ret;
+	if (!block_info(c->base, 0, &i) && !i.encrypted && !c->plain)
+		tool_warn_plain(c->top, c->base_path);
 	ret = block_run(c->t->loop, commit_job, c);
 	ret = tool_close(c->t, c->base, ret);
 	if (ret == -ECANCELED)
@@ -95,6 +123,7 @@ static int commit_open(struct chain *c)
 static int commit_run(struct chain *c)
 {
 	int ret = find_base(c);
+	c->t->keys = &c->keys;
 	if (!ret)
 		ret = tool_open(c->t, &c->top, c->path, c->format, BLOCK_NO_BACKING, "--disk-format");
 	if (ret)
@@ -142,6 +171,10 @@ static bool set_backing_format(void *o, const char *v)
 	((struct chain *)o)->backing_format = v;
 	return tool_format_parse("image rebase", "backing-format", v);
 }
+static bool set_backing_key(void *o, const char *v)
+{
+	return key_list_add(&((struct chain *)o)->backing_keys, "image rebase", v);
+}
 static bool set_none(void *o, const char *v) { (void)v; return ((struct chain *)o)->none = true; }
 static bool set_unsafe(void *o, const char *v) { (void)v; return ((struct chain *)o)->unsafe = true; }
 
@@ -149,6 +182,9 @@ static const struct option_row rebase_options[] = {
 	{ "backing", "FILE", "the new backing file; the name is kept as given, relative to where the image lies",
 	  set_backing },
 	{ "backing-format", "FORMAT", "what that is; default: by its name", set_backing_format },
+	KEY_ROW,
+	{ "backing-key-file", "FILE", "the same of the new backing file and what is below it (default: the last of FILE)",
+	  set_backing_key },
 	{ "no-backing", NULL, "copy all in: the image stands alone afterwards", set_none },
 	{ "unsafe", NULL, "change the name only: the file was moved, and holds the same", set_unsafe },
 	{ "disk-format", "FORMAT", "what FILE is; default: by its name", set_format },
@@ -175,8 +211,11 @@ static int base_path_make(struct chain *c)
 static int base_open(struct chain *c)
 {
 	int ret = base_path_make(c);
+	if (!c->backing_keys.n && c->keys.n)
+		c->backing_keys.path[c->backing_keys.n++] = c->keys.path[c->keys.n - 1];
+	c->t->keys = &c->backing_keys;
 	if (!ret)
-		ret = tool_open(c->t, &c->base, c->base_path, c->backing_format, BLOCK_READONLY | BLOCK_SHARE,
+		ret = tool_open(c->t, &c->base, c->base_path, c->backing_format, BLOCK_READONLY | BLOCK_SHARE | BLOCK_LOCKED,
 				"--backing-format");
 	if (ret)
 		return ret;
@@ -184,7 +223,8 @@ static int base_open(struct chain *c)
 	ret = tool_close(c->t, c->base, tool_not_in_chain(c->t, c->base, c->path, "rebase the image"));
 	c->base = NULL;
 	if (!ret)
-		ret = tool_open(c->t, &c->base, c->base_path, c->base_format, BLOCK_READONLY, "--backing-format");
+		ret = tool_open(c->t, &c->base, c->base_path, c->base_format, BLOCK_READONLY | (c->unsafe ? BLOCK_LOCKED : 0),
+				"--backing-format");
 	return ret;
 }
 
@@ -212,7 +252,8 @@ static int rebase_run(struct chain *c)
 	int ret = c->none ? 0 : base_open(c);
 	if (ret)
 		return ret;
-	ret = tool_open(c->t, &c->top, c->path, c->format, c->unsafe ? BLOCK_NO_BACKING : 0, "--disk-format");
+	c->t->keys = &c->keys;
+	ret = tool_open(c->t, &c->top, c->path, c->format, c->unsafe ? BLOCK_NO_BACKING | BLOCK_LOCKED : 0, "--disk-format");
 	if (!ret)
 		ret = tool_close(c->t, c->top, rebase_top(c));
 	return tool_close(c->t, c->base, ret);

@@ -5,12 +5,14 @@
 
 #include "cli/image_tool.h"
 #include "cli/options.h"
+#include "cli/passphrase.h"
 #include "cli/verb.h"
 
 /* --- resize --- */
 
 struct resize {
-	const char *arg[2], *format, *key_file;	/* FILE, SIZE */
+	const char *arg[2], *format;	/* FILE, SIZE */
+	struct key_list keys;
 	uint64_t bytes;
 	bool more, shrink;		/* more: bytes are added */
 };
@@ -20,7 +22,7 @@ static bool set_format(void *o, const char *v)
 	((struct resize *)o)->format = v;
 	return tool_format_parse("image resize", "disk-format", v);
 }
-static bool set_key(void *o, const char *v) { ((struct resize *)o)->key_file = v; return true; }
+static bool set_key(void *o, const char *v) { return key_list_add(&((struct resize *)o)->keys, "image resize", v); }
 static bool set_shrink(void *o, const char *v) { (void)v; return ((struct resize *)o)->shrink = true; }
 static bool set_resize(void *o, const char *v)
 {
@@ -54,7 +56,7 @@ static int resize_run(struct tool *t, const struct resize *r)
 	struct block *b;
 	uint64_t size = r->bytes;
 	int ret = tool_path(t, r->arg[0], path);
-	t->key_file = r->key_file;
+	t->keys = &r->keys;
 	if (!ret)
 		ret = tool_open(t, &b, path, r->format, 0, "--disk-format");
 	if (ret)

@@ -20,9 +20,10 @@ struct convert {
 	const char *from, *to;
 	struct block_create create;
 	struct job_convert how;
-	const char *key_file, *new_key_file;
+	struct key_list keys, new_keys;
+	const char *new_key_file;
 	unsigned parallel;
-	bool force;
+	bool force, plain;
 	/* while it runs */
 	char src_path[PATH_MAX], partial[PATH_MAX];
 	struct block *src, *dst;
@@ -81,8 +82,9 @@ static bool set_time(void *o, const char *v)
 {
 	return tool_kdf_parse("image convert", v, &((struct convert *)o)->create.kdf_ms);
 }
-static bool set_key(void *o, const char *v) { ((struct convert *)o)->key_file = v; return true; }
+static bool set_key(void *o, const char *v) { return key_list_add(&((struct convert *)o)->keys, "image convert", v); }
 static bool set_new_key(void *o, const char *v) { ((struct convert *)o)->new_key_file = v; return true; }
+static bool set_plain(void *o, const char *v) { (void)v; return ((struct convert *)o)->plain = true; }
 static bool set_compress(void *o, const char *v) { (void)v; return ((struct convert *)o)->how.compress = true; }
 static bool set_force(void *o, const char *v) { (void)v; return ((struct convert *)o)->force = true; }
 static bool set_files(void *o, const char *v)
@@ -97,9 +99,11 @@ static const struct option_row convert_options[] = {
 	{ "compression", "zlib|zstd", "qcow2: how (default zlib)", set_compression },
 	{ "cluster-size", "SIZE", "qcow2: unit of allocation, 512 to 2M (default 64K)", set_cluster },
 	{ "encrypt", "luks1|luks2", "encrypt DST; qcow2 takes luks1", set_encrypt },
-	{ "key-file", "FILE", "holds the passphrase of SRC: fd:N, - for stdin; default: asked for", set_key },
+	{ "key-file", "FILE", "holds the passphrase of SRC: fd:N, - for stdin; default: asked for;\n"
+	  "again for backing files with others", set_key },
 	{ "new-key-file", "FILE", "holds the passphrase of DST", set_new_key },
 	{ "iter-time", "MS", "how long trying that passphrase shall take (default 2000)", set_time },
+	{ "plain", NULL, "what is encrypted in SRC may be kept unencrypted: no warning", set_plain },
 	{ "sparse", "SIZE", "zeroes of that length take no space (default 4K); 0: only holes stay holes", set_sparse },
 	{ "parallel", "N", "pieces under way at a time, 1 to 64 (default 8)", set_parallel },
 	{ "force", NULL, "replace DST if it is there", set_force },
@@ -182,7 +186,9 @@ static int convert_job(void *opaque)
 
 static int fill(struct convert *c)
 {
-	c->t->key_file = c->create.secret_file;
+	c->new_keys.path[0] = c->create.secret_file;
+	c->new_keys.n = c->create.secret_file ? 1 : 0;
+	c->t->keys = &c->new_keys;
 	int ret = tool_open(c->t, &c->dst, c->partial, c->to, 0, "--to");
 	if (ret)
 		return ret;
@@ -197,6 +203,8 @@ static int copy_made(struct convert *c)
 	if (snprintf(c->partial, sizeof c->partial, "%s.partial.%d", c->file[1], (int)getpid()) >= PATH_MAX)
 		return error_set(&c->t->e, ENAMETOOLONG, "choose a shorter name", "convert the disk", "its path is too long");
 	c->create.size_bytes = block_size(c->src);
+	if (!c->create.encrypt && !c->plain)
+		tool_warn_plain(c->src, c->file[1]);
 	ret = c->create.encrypt ? key_or_ask(&c->create.secret_file, c->new_key_file, c->file[1], true, c->key_buf,
 					     &c->t->e) : 0;
 	if (!ret)
@@ -214,7 +222,7 @@ static int copy_made(struct convert *c)
 static int convert_run(struct convert *c)
 {
 	int ret = tool_path(c->t, c->file[0], c->src_path);
-	c->t->key_file = c->key_file;
+	c->t->keys = &c->keys;
 	if (!ret)
 		ret = tool_open(c->t, &c->src, c->src_path, c->from, BLOCK_READONLY, "--from");
 	if (ret)
@@ -265,7 +273,8 @@ int image_convert(int argc, char **argv)
 /* --- compare --- */
 
 struct compare {
-	const char *file[2], *format[2], *key_file[2];
+	const char *file[2], *format[2];
+	struct key_list keys[2];
 	bool json;
 	struct block *b[2];
 	struct job_compare out;
@@ -282,8 +291,8 @@ static bool set_format_b(void *o, const char *v)
 	((struct compare *)o)->format[1] = v;
 	return tool_format_parse("image compare", "format-b", v);
 }
-static bool set_key_a(void *o, const char *v) { ((struct compare *)o)->key_file[0] = v; return true; }
-static bool set_key_b(void *o, const char *v) { ((struct compare *)o)->key_file[1] = v; return true; }
+static bool set_key_a(void *o, const char *v) { return key_list_add(&((struct compare *)o)->keys[0], "image compare", v); }
+static bool set_key_b(void *o, const char *v) { return key_list_add(&((struct compare *)o)->keys[1], "image compare", v); }
 static bool set_json(void *o, const char *v)
 {
 	return json_parse("image compare", v, &((struct compare *)o)->json);
@@ -342,7 +351,7 @@ static int compare_from(struct compare *c, unsigned i)
 			answer(c);
 		return ret || !c->out.differ ? ret : EXIT_NO;
 	}
-	c->t->key_file = c->key_file[i];
+	c->t->keys = &c->keys[i];
 	ret = tool_path(c->t, c->file[i], path);
 	if (!ret)
 		ret = tool_open(c->t, &c->b[i], path, c->format[i], BLOCK_READONLY, option[i]);

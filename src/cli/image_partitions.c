@@ -5,10 +5,12 @@
 #include "block/partition.h"
 #include "cli/image_tool.h"
 #include "cli/options.h"
+#include "cli/passphrase.h"
 #include "cli/verb.h"
 
 struct show {
-	const char *ref[1], *format, *key_file;
+	const char *ref[1], *format;
+	struct key_list keys;
 	bool json;
 };
 
@@ -21,7 +23,7 @@ static bool set_json(void *o, const char *v)
 {
 	return json_parse("image partitions", v, &((struct show *)o)->json);
 }
-static bool set_key(void *o, const char *v) { ((struct show *)o)->key_file = v; return true; }
+static bool set_key(void *o, const char *v) { return key_list_add(&((struct show *)o)->keys, "image partitions", v); }
 static bool set_file(void *o, const char *v)
 {
 	return tool_argument("image partitions", v, ((struct show *)o)->ref, 1);
@@ -86,7 +88,7 @@ static int show_run(struct tool *t, const struct show *s)
 	char path[PATH_MAX];
 	struct block *b;
 	int ret = tool_path(t, s->ref[0], path);
-	t->key_file = s->key_file;
+	t->keys = &s->keys;
 	if (!ret)
 		ret = tool_open(t, &b, path, s->format, BLOCK_READONLY | BLOCK_SHARE, "--disk-format");
 	if (ret)

@@ -25,14 +25,15 @@
 #define BACKLOG 64
 
 struct serve {
-	const char *file, *format, *key_file, *name, *description, *socket, *listen;
+	const char *file, *format, *name, *description, *socket, *listen;
+	struct key_list keys;
 	const char *bitmap[NBD_SERVER_BITMAPS];
 	unsigned nbitmaps;
 	struct nbd_tls_options tls;
 	bool readonly, once;
 	struct loop *loop;
 	struct block *disk;
-	struct nbd_tls *keys;		/* NULL: without TLS */
+	struct nbd_tls *tls_keys;	/* NULL: without TLS */
 	struct nbd_server *server;
 	int listener, signals;
 	struct loop_fd *signal_watch;
@@ -47,7 +48,7 @@ static bool set_file(void *s, const char *v)
 	return true;
 }
 static bool set_disk_format(void *s, const char *v) { ((struct serve *)s)->format = v; return true; }
-static bool set_key(void *s, const char *v) { ((struct serve *)s)->key_file = v; return true; }
+static bool set_key(void *s, const char *v) { return key_list_add(&((struct serve *)s)->keys, "image serve", v); }
 static bool set_description(void *s, const char *v) { ((struct serve *)s)->description = v; return true; }
 static bool set_export(void *s, const char *v)
 {
@@ -139,7 +140,7 @@ static int listen_unix(struct serve *s, struct error *e)
 		return error_errno(e, err, "give another path, or remove the file", "listen on '%s'", s->socket);
 	}
 	s->listener = fd;
-	return snprintf(s->where, sizeof(s->where), "nbd%s+unix:///%s?socket=%s", s->keys ? "s" : "",
+	return snprintf(s->where, sizeof(s->where), "nbd%s+unix:///%s?socket=%s", s->tls_keys ? "s" : "",
 			s->name ? s->name : "", s->socket) < 0;
 }
 
@@ -188,7 +189,7 @@ static void name_tcp(struct serve *s)
 		getnameinfo((struct sockaddr *)&a, len, host, sizeof(host), port, sizeof(port),
 			    NI_NUMERICHOST | NI_NUMERICSERV);
 	snprintf(s->where, sizeof(s->where), a.ss_family == AF_INET6 ? "nbd%s://[%s]:%s/%s" : "nbd%s://%s:%s/%s",
-		 s->keys ? "s" : "", host, port, s->name ? s->name : "");
+		 s->tls_keys ? "s" : "", host, port, s->name ? s->name : "");
 }
 
 static int listen_tcp(struct serve *s, struct error *e)
@@ -244,14 +245,15 @@ static int signals_open(struct serve *s, struct error *e)
 static int keys_open(struct serve *s, struct error *e)
 {
 	s->tls.server = true;
-	return s->tls.certificates || s->tls.psk_file ? nbd_tls_new(&s->keys, &s->tls, e) : 0;
+	return s->tls.certificates || s->tls.psk_file ? nbd_tls_new(&s->tls_keys, &s->tls, e) : 0;
 }
 
 static int disk_open(struct serve *s, struct error *e)
 {
-	char buf[KEY_PATH_BYTES];
 	const struct block_options o = { .format = s->format, .flags = s->readonly ? BLOCK_READONLY : 0,
-					 .secret_file = key_path(s->key_file, buf) };
+					 .secret_file = s->keys.path[0], .more_secrets = s->keys.path + 1,
+					 .nmore_secrets = s->keys.n ? s->keys.n - 1 : 0 };
+
 	return block_open_with(&s->disk, s->loop, s->file, &o, e);
 }
 
@@ -273,7 +275,7 @@ static int serve_start(struct serve *s, struct error *e)
 	if (ret)
 		return ret;
 	with_disk.disk = s->disk;
-	with_disk.tls = s->keys;
+	with_disk.tls = s->tls_keys;
 	ret = nbd_server_new(&s->server, s->loop, &with_disk, e);
 	if (!ret)
 		ret = s->socket ? listen_unix(s, e) : listen_tcp(s, e);
@@ -291,7 +293,7 @@ static int serve_end(struct serve *s, struct error *e)
 	int ret = 0, close_ret;
 
 	nbd_server_free(s->server);
-	nbd_tls_free(s->keys);
+	nbd_tls_free(s->tls_keys);
 	if (s->listener >= 0 && s->socket)
 		unlink(s->socket);
 	if (s->disk) {

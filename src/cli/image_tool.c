@@ -134,9 +134,15 @@ int tool_open(struct tool *t, struct block **out, const char *path, const char *
 	      const char *format_option)
 {
 	char buf[KEY_PATH_BYTES];
-	struct block_options o = { .format = format, .flags = flags, .secret_file = key_path(t->key_file, buf) };
+	bool given = t->keys && t->keys->n;
+	struct block_options o = { .format = format, .flags = flags };
+	if (given) {
+		o.secret_file = t->keys->path[0];
+		o.more_secrets = t->keys->path + 1;
+		o.nmore_secrets = t->keys->n - 1;
+	}
 	int ret = block_open_with(out, t->loop, path, &o, &t->e);
-	if (ret == -ENOKEY && !t->key_file && isatty(STDIN_FILENO)) {
+	if (ret == -ENOKEY && !given && isatty(STDIN_FILENO)) {
 		ret = passphrase_ask(path, false, buf, &t->e);
 		o.secret_file = buf;
 		if (!ret)
@@ -159,6 +165,17 @@ int tool_close(struct tool *t, struct block *b, int ret)
 	if (ret >= 0 && closed)
 		return error_errno(&t->e, -closed, "check the image: vixen image check --repair leaks", "close the image");
 	return ret;
+}
+
+void tool_warn_plain(struct block *b, const char *to)
+{
+	struct block_info i;
+	for (unsigned depth = 0; !block_info(b, depth, &i); depth++) {
+		if (!i.encrypted)
+			continue;
+		fprintf(stderr, "vixen: '%s' is encrypted, '%s' is not; --encrypt or --plain say that this is meant\n", i.path, to);
+		return;
+	}
 }
 
 bool same_file(const char *a, const char *b)

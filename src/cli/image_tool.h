@@ -11,6 +11,7 @@
 #include "block/job.h"
 
 struct image;
+struct key_list;
 struct loop;
 struct loop_fd;
 
@@ -52,7 +53,7 @@ struct tool {
 	const char *verb;		/* "image convert" */
 	struct loop *loop;
 	struct error e;
-	const char *key_file;		/* --key-file of what is opened next; NULL: asked for when needed */
+	const struct key_list *keys;	/* --key-file of what is opened next; NULL or empty: asked for when needed */
 	struct block_job job;		/* cancel is set by SIGINT, SIGTERM and SIGHUP while the tool changes things */
 	struct block *open[TOOL_DISKS];	/* interrupted by these signals, too; NULL: free */
 	int signal_fd;
@@ -67,11 +68,14 @@ int tool_fini(struct tool *t, int ret);
 
 /* A disk file: a path, or a name in the catalog.  The file must be there. */
 int tool_path(struct tool *t, const char *ref, char out[PATH_MAX]);
-/* As path, the passphrase by t->key_file or asked for.  format NULL: as block_open; errors speak
+/* As path, the passphrases by t->keys or asked for.  format NULL: as block_open; errors speak
  * of the option that gives the format: "--disk-format". */
 int tool_open(struct tool *t, struct block **out, const char *path, const char *format, unsigned flags,
 	      const char *format_option);
 int tool_close(struct tool *t, struct block *b, int ret);	/* ret, or what the closing says */
+
+/* Says so, on stderr, if b is encrypted in any layer, and `to` is not. */
+void tool_warn_plain(struct block *b, const char *to);
 
 bool same_file(const char *a, const char *b);
 /* Refuses path if it is one of b's chain, whose `role` it would be. */

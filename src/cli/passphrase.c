@@ -8,6 +8,8 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "cli/options.h"
+
 #define TYPED_MAX 1024
 
 const char *key_path(const char *value, char buf[KEY_PATH_BYTES])
@@ -76,6 +78,15 @@ int passphrase_ask(const char *what, bool twice, char out[KEY_PATH_BYTES], struc
 	if (ret == -ECANCELED)
 		return error_set(e, EINVAL, "start again", "ask for a passphrase", "nothing was typed");
 	return ret ? error_errno(e, -ret, NULL, "ask for a passphrase") : 0;
+}
+
+bool key_list_add(struct key_list *l, const char *verb, const char *value)
+{
+	if (l->n == KEYS_MAX)
+		return usage_error(verb, "more than %d key files given", KEYS_MAX);
+	l->path[l->n] = key_path(value, l->buf[l->n]);
+	l->n++;
+	return true;
 }
 
 int key_or_ask(const char **path, const char *value, const char *what, bool twice, char buf[KEY_PATH_BYTES],

@@ -116,7 +116,7 @@ static int landlock_enter(const struct sandbox *s)
 
 /* Without conditions: memory, threads, waiting, data on open descriptors, sockets (the NAT is made of them). */
 static const int allowed[] = {
-	NR(mmap), NR(munmap), NR(mprotect), NR(madvise), NR(mremap), NR(brk), NR(membarrier), NR(memfd_create),
+	NR(mmap), NR(munmap), NR(mprotect), NR(madvise), NR(mlock), NR(mremap), NR(brk), NR(membarrier), NR(memfd_create),
 	NR(futex), NR(set_robust_list), NR(rseq), NR(sched_yield), NR(sched_getaffinity), NR(getcpu), NR(gettid),
 	NR(getpid), NR(exit), NR(exit_group), NR(rt_sigaction), NR(rt_sigprocmask), NR(rt_sigreturn),
 	NR(rt_sigtimedwait), NR(sigaltstack), NR(restart_syscall), NR(getuid), NR(geteuid), NR(getgid), NR(getegid),

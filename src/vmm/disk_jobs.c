@@ -13,6 +13,7 @@
 #include "vmm/vm_private.h"
 
 #define PROGRESS_NS 100000000ull
+#define JOB_FILES_MAX 8u
 
 struct disk_job {
 	struct vm *vm;
@@ -23,7 +24,8 @@ struct disk_job {
 	bool opens;			/* the target, as a disk */
 	bool detach;			/* answered when it has started */
 	char *target_path, *format, *bitmap, *name;
-	int fd;				/* of the target; -1: none */
+	struct block_fd file[JOB_FILES_MAX];	/* what came along, by names; ours */
+	unsigned nfiles;
 	struct block *target;
 	struct block_job job;
 	struct live_backup backup;
@@ -76,8 +78,10 @@ static json_t *job_json(const struct disk_job *k)
 
 static void job_free(struct disk_job *k)
 {
-	if (k->fd >= 0)
-		close(k->fd);
+	for (unsigned i = 0; i < k->nfiles; i++) {
+		close(k->file[i].fd);
+		free((char *)k->file[i].path);
+	}
 	free(k->target_path);
 	free(k->format);
 	free(k->bitmap);
@@ -116,8 +120,7 @@ static void answer(struct disk_job *k, int ret)
 
 static int target_open(struct disk_job *k, unsigned flags)
 {
-	struct block_fd fd = { k->target_path, k->fd };
-	struct block_options o = { .format = k->format, .flags = flags, .fds = &fd, .nfds = 1,
+	struct block_options o = { .format = k->format, .flags = flags | BLOCK_FDS_ONLY, .fds = k->file, .nfds = k->nfiles,
 				   .beside = k->slot->block };
 
 	return k->opens && k->target_path ? block_open_with(&k->target, k->vm->loop, k->target_path, &o, &k->e) : 0;
@@ -208,22 +211,31 @@ static int job_fill(struct disk_job *k, json_t *arguments)
 	if (k->slot->job)
 		return error_set(&k->e, EBUSY, "wait for its end, or cancel it", k->kind,
 				 "another job on this disk is under way");
-	return k->target_path && k->fd < 0 ? wrong(&k->e, k->kind, "its target was not sent along") : 0;
+	return k->target_path && !k->nfiles ? wrong(&k->e, k->kind, "its target was not sent along") : 0;
+}
+
+/* "files": the names of the descriptors that came with the request. */
+static int files_take(struct disk_job *k, json_t *names)
+{
+	int *fds;
+	unsigned n = control_fds(k->call, &fds);
+
+	if (n != json_array_size(names) || n > JOB_FILES_MAX)
+		return wrong(&k->e, k->kind, "its files and their names do not agree");
+	for (unsigned i = 0; i < n; i++) {
+		const char *name = json_string_value(json_array_get(names, i));
+		char *copy = name ? strdup(name) : NULL;
+
+		if (!copy)
+			return wrong(&k->e, k->kind, "a file has no name");
+		k->file[k->nfiles++] = (struct block_fd){ copy, fds[i] };
+		fds[i] = -1;
+	}
+	return 0;
 }
 
 /* What comes with a request: nothing or a disk, as it says; a disk; a file that is no disk by itself. */
 enum target { TARGET_MAYBE, TARGET_DISK, TARGET_FILE };
-
-static int fd_take(struct control_call *call)
-{
-	int *fds, fd = -1;
-
-	if (control_fds(call, &fds)) {
-		fd = fds[0];
-		fds[0] = -1;
-	}
-	return fd;
-}
 
 static void start(struct vm *vm, struct control_call *call, json_t *arguments, const char *kind,
 		  int (*fn)(struct disk_job *k), enum target target)
@@ -237,9 +249,10 @@ static void start(struct vm *vm, struct control_call *call, json_t *arguments, c
 		control_fail(call, -ENOMEM, &e);
 		return;
 	}
-	*k = (struct disk_job){ .vm = vm, .kind = kind, .fn = fn, .call = call, .fd = fd_take(call),
-				.opens = target != TARGET_FILE };
-	ret = job_fill(k, arguments);
+	*k = (struct disk_job){ .vm = vm, .kind = kind, .fn = fn, .call = call, .opens = target != TARGET_FILE };
+	ret = files_take(k, json_object_get(arguments, "files"));
+	if (!ret)
+		ret = job_fill(k, arguments);
 	if (!ret && target >= TARGET_DISK && !k->target_path)
 		ret = wrong(&k->e, kind, "it names no target");
 	if (!ret) {
@@ -277,9 +290,7 @@ static int do_snapshot(struct disk_job *k)
 
 static int do_commit(struct disk_job *k)
 {
-	const struct block_fd fd = { k->target_path, k->fd };
-
-	return live_commit(&k->job, disk_of(k), &(struct block_options){ .fds = &fd, .nfds = 1 }, &k->e);
+	return live_commit(&k->job, disk_of(k), &(struct block_options){ .fds = k->file, .nfds = k->nfiles }, &k->e);
 }
 
 static int do_resize(struct disk_job *k)
@@ -313,8 +324,9 @@ static json_t *chain_json(struct block *b)
 	struct block_info i;
 
 	for (unsigned depth = 0; !block_info(b, depth, &i); depth++)
-		json_array_append_new(list, json_pack("{s:o*, s:s, s:I}", "path", json_string(i.path), "format", i.format,
-						      "size_bytes", (json_int_t)i.size_bytes));
+		json_array_append_new(list, json_pack("{s:o*, s:s, s:I, s:b}", "path", json_string(i.path), "format",
+						      i.format, "size_bytes", (json_int_t)i.size_bytes, "encrypted",
+						      i.encrypted));
 	return list;
 }
 
@@ -384,13 +396,13 @@ void verb_disk_list(struct vm *vm, struct control_call *call, json_t *arguments)
 	control_fail(call, -ENOMEM, &e);
 }
 
-/* {"disk", "target", "format", "bitmap"?, "incremental"?, "detach"?}, and the target's file -> {"bytes"} */
+/* {"disk", "target", "format", "bitmap"?, "incremental"?, "detach"?, "files"}, and the target's files -> {"bytes"} */
 void verb_disk_backup(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	start(vm, call, arguments, "backup", do_backup, TARGET_DISK);
 }
 
-/* {"disk", "target", "format", "pivot"?, "follow"?, "detach"?}, and the target's file -> {"bytes"} */
+/* {"disk", "target", "format", "pivot"?, "follow"?, "detach"?, "files"}, and the target's files -> {"bytes"} */
 void verb_disk_mirror(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	start(vm, call, arguments, "mirror", do_mirror, TARGET_DISK);
@@ -402,13 +414,13 @@ void verb_disk_stream(struct vm *vm, struct control_call *call, json_t *argument
 	start(vm, call, arguments, "stream", do_stream, TARGET_MAYBE);
 }
 
-/* {"disk", "name"} or {"disk", "target", "format"} and the overlay's file -> {} */
+/* {"disk", "name"} or {"disk", "target", "format", "files"} and the overlay's files -> {} */
 void verb_disk_snapshot(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	start(vm, call, arguments, "snapshot", do_snapshot, TARGET_MAYBE);
 }
 
-/* {"disk", "target"}: the backing file's path as the list has it, and the file, open for writing -> {"bytes"} */
+/* {"disk", "target", "files"}: the backing file's path as the list has it, and the file, open for writing -> {"bytes"} */
 void verb_disk_commit(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	start(vm, call, arguments, "commit", do_commit, TARGET_FILE);

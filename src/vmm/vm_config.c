@@ -18,10 +18,18 @@ json_t *vm_limits_encode(const struct vm_limits *l)
 			 (json_int_t)l->iops_burst, "bps_burst", (json_int_t)l->bps_burst);
 }
 
+static json_t *encode_keys(const struct vm_disk *d)
+{
+	json_t *list = json_array();
+	for (unsigned i = 0; i < d->nkeys; i++)
+		json_array_append_new(list, json_string(d->key_file[i]));
+	return list;
+}
+
 json_t *vm_disk_encode(const struct vm_disk *d)
 {
-	return json_pack("{s:s, s:b, s:s, s:s*, s:s*, s:b, s:b, s:s*, s:b, s:i, s:i, s:s*, s:o}", "bus", vm_bus_names[d->bus],
-			 "cdrom", d->cdrom, "path", d->path, "format", d->format, "key_file", d->key_file, "readonly",
+	return json_pack("{s:s, s:b, s:s, s:s*, s:o, s:b, s:b, s:s*, s:b, s:i, s:i, s:s*, s:o}", "bus", vm_bus_names[d->bus],
+			 "cdrom", d->cdrom, "path", d->path, "format", d->format, "key_files", encode_keys(d), "readonly",
 			 d->readonly, "ephemeral", d->ephemeral, "serial", d->serial, "write_through", d->write_through,
 			 "logical_bytes", (int)d->logical_bytes, "physical_bytes", (int)d->physical_bytes, "group", d->group,
 			 "limits", vm_limits_encode(&d->limits));
@@ -126,13 +134,26 @@ static int decode_bus(struct vm_disk *d, const char *name, struct error *e)
 	return refuse(e, "a disk is on an unknown bus");
 }
 
+static int decode_keys(struct vm_disk *d, json_t *list, struct error *e)
+{
+	size_t n = json_array_size(list);
+	if (n > VM_KEYS_MAX)
+		return refuse(e, "a disk has too many key files");
+	for (d->nkeys = 0; d->nkeys < n; d->nkeys++) {
+		d->key_file[d->nkeys] = json_string_value(json_array_get(list, d->nkeys));
+		if (!d->key_file[d->nkeys])
+			return refuse(e, "a key file has no name");
+	}
+	return 0;
+}
+
 int vm_disk_decode(struct vm_disk *d, json_t *j, struct error *e)
 {
 	const char *bus = "virtio";
 	int cdrom = 0, readonly = 0, ephemeral = 0, write_through = 0, logical = 0, physical = 0;
-	json_t *limits = NULL;
-	if (json_unpack(j, "{s?s, s?o, s?s, s?b, s:s, s?s, s?s, s?b, s?b, s?s, s?b, s?i, s?i}", "group", &d->group, "limits",
-			&limits, "bus", &bus, "cdrom", &cdrom, "path", &d->path, "format", &d->format, "key_file", &d->key_file,
+	json_t *limits = NULL, *keys = NULL;
+	if (json_unpack(j, "{s?s, s?o, s?s, s?b, s:s, s?s, s?o, s?b, s?b, s?s, s?b, s?i, s?i}", "group", &d->group, "limits",
+			&limits, "bus", &bus, "cdrom", &cdrom, "path", &d->path, "format", &d->format, "key_files", &keys,
 			"readonly", &readonly, "ephemeral", &ephemeral, "serial", &d->serial, "write_through",
 			&write_through, "logical_bytes", &logical, "physical_bytes", &physical) || logical < 0 || physical < 0)
 		return refuse(e, "a disk has no path, or a field of the wrong type");
@@ -143,6 +164,8 @@ int vm_disk_decode(struct vm_disk *d, json_t *j, struct error *e)
 	d->logical_bytes = (uint32_t)logical;
 	d->physical_bytes = (uint32_t)physical;
 	int ret = decode_bus(d, bus, e);
+	if (!ret)
+		ret = decode_keys(d, keys, e);
 	if (!ret)
 		ret = vm_limits_decode(&d->limits, limits, e);
 	return ret ? ret : vm_disk_check(d, e);

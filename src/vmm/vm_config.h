@@ -25,12 +25,14 @@
 enum vm_console { VM_CONSOLE_STDIO, VM_CONSOLE_NONE, VM_CONSOLE_FILE, VM_CONSOLE_KINDS };
 
 #define VM_GROUP_NAME_MAX 31
+#define VM_KEYS_MAX 16
 
 struct vm_limits { uint64_t iops, bps, iops_burst, bps_burst; };	/* as struct block_limits */
 
 struct vm_disk {
 	const char *path, *format;	/* format NULL: probe */
-	const char *key_file;		/* with the passphrase of an encrypted disk */
+	const char *key_file[VM_KEYS_MAX];	/* with the passphrases of its encrypted layers, from the top (block.h) */
+	unsigned nkeys;
 	bool readonly, ephemeral;
 	enum disk_bus bus;
 	bool cdrom;			/* a drive, on SCSI */

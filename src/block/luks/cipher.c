@@ -245,6 +245,12 @@ int cipher_new(struct cipher **out, const char *name, const char *mode, const ui
 	return 0;
 }
 
+const uint8_t *cipher_key(const struct cipher *c, size_t *len)
+{
+	*len = c->key_len;
+	return c->key;
+}
+
 void cipher_free(struct cipher *c)
 {
 	if (!c)

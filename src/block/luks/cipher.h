@@ -15,6 +15,7 @@ int cipher_new(struct cipher **out, const char *name, const char *mode, const ui
 /* 0, or what cipher_new() would say. */
 int cipher_known(const char *name, const char *mode, size_t key_len);
 void cipher_free(struct cipher *c);		/* NULL is fine */
+const uint8_t *cipher_key(const struct cipher *c, size_t *len);
 
 /* In place.  first: number of the first sector, in units of 512 bytes whatever the sector size; len: whole sectors.
  * From any thread.  0, -ENOMEM, -EIO. */

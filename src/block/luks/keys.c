@@ -77,22 +77,42 @@ static int wrong(const struct luks_header *h, int ret, struct error *e)
 	return luks_failed(h, e, ret, NULL, what);
 }
 
-int luks_unlock(struct luks_header *h, const char *secret_file, struct cipher **out, struct error *e)
+/* The last of the passphrases is that of all further layers. */
+static const char *secret_path(const struct node_open *how)
 {
-	struct secret s;
-	struct unlock u = { .h = h, .secret = &s, .key_len = h->info.key_bits / 8 };
+	const struct block_options *o = how->o;
+	unsigned i = how->encrypted < o->nmore_secrets ? how->encrypted : o->nmore_secrets;
+
+	return i ? o->more_secrets[i - 1] : o->secret_file;
+}
+
+/* Where it may come out of a pipe it is read once. */
+static int secret_kept(const struct luks_header *h, const struct node_open *how, struct secret *s, struct error *e)
+{
+	const char *path = secret_path(how);
+
+	if (s->bytes && s->path == path)
+		return 0;
+	secret_fini(s);
+	return secret_given(h, path, s, e);
+}
+
+int luks_unlock(struct luks_header *h, const struct node_open *how, struct cipher **out, struct error *e)
+{
+	struct secret own = { 0 }, *s = how->secret ? how->secret : &own;
+	struct unlock u = { .h = h, .secret = s, .key_len = h->info.key_bits / 8 };
 	size_t room = u.key_len;
 	int ret = cipher_failed(h, cipher_known(h->info.cipher, h->info.mode, u.key_len), e);
 
 	if (!ret)
-		ret = secret_given(h, secret_file, &s, e);
+		ret = secret_kept(h, how, s, e);
 	if (ret)
 		return ret;
 	u.key = secret_memory(room);
 	ret = u.key ? luks_call(h->env, key_get, &u) : -ENOMEM;
 	ret = ret ? wrong(h, ret, e) : cipher_make(h, &u, out, e);
 	secret_memory_free(u.key, room);
-	secret_fini(&s);
+	secret_fini(&own);
 	return ret;
 }
 
@@ -217,8 +237,12 @@ int luks_keys_change(struct luks_header *h, const struct block_key *k, struct er
 {
 	struct secret old, new = { 0 };
 	struct change c = { h, &old, &new, k->kdf_ms, -1 };
-	int ret = secret_given(h, k->secret_file, &old, e);
+	int ret;
 
+	if (!h->cd)
+		return error_set(e, ENOTSUP, "use vixen image key while no VM has it", "change the passphrases of a disk",
+				 "its header is not at hand");
+	ret = secret_given(h, k->secret_file, &old, e);
 	if (ret)
 		return ret;
 	if (k->verb != BLOCK_KEY_REMOVE)

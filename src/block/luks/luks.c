@@ -245,20 +245,30 @@ static int size_good(struct node *n, struct error *e)
 static int luks_open(struct node *n, const struct node_open *how, struct error *e)
 {
 	struct luks *l = calloc(1, sizeof(*l));
-	int ret;
+	int ret, fd;
 
 	if (!l)
 		return error_errno(e, ENOMEM, NULL, "open disk '%s'", n->path);
 	n->impl = l;
 	l->file = n->child[NODE_FILE];
-	ret = luks_header_open(&l->h, l->file, 0, l->file->size_bytes, e);
+	n->encrypted = true;
+	fd = luks_key_given(n, how);
+	ret = fd >= 0 ? luks_header_given(&l->h, &l->cipher, l->file, fd, e)
+		      : luks_header_open(&l->h, l->file, 0, l->file->size_bytes, e);
 	if (ret)
 		return ret;
 	l->info = luks_header_info(l->h);
 	ret = size_good(n, e);
-	if (!ret && !(how->o->flags & BLOCK_LOCKED))
-		ret = luks_unlock(l->h, how->o->secret_file, &l->cipher, e);
+	if (!ret && !l->cipher && !(how->o->flags & BLOCK_LOCKED))
+		ret = luks_unlock(l->h, how, &l->cipher, e);
 	return ret;
+}
+
+static int luks_node_key_export(struct node *n)
+{
+	const struct luks *l = n->impl;
+
+	return l->cipher ? luks_key_export(l->h, l->cipher) : -ENOKEY;
 }
 
 static int luks_close(struct node *n)
@@ -300,7 +310,8 @@ static bool luks_probe(const uint8_t *head, size_t len, uint64_t file_bytes)
 
 static const struct node_ops luks_ops = {
 	.name = "luks", .new_is_noise = true, .co_readv = luks_readv, .co_writev = luks_writev, .co_flush = luks_flush,
-	.co_resize = luks_resize, .info = luks_node_info, .co_key = luks_key, .co_close = luks_close,
+	.co_resize = luks_resize, .info = luks_node_info, .co_key = luks_key,
+	.key_export = luks_node_key_export, .co_close = luks_close,
 };
 
 /* A guest may well encrypt its whole raw disk: then the file stays raw, unless its name says otherwise. */

@@ -30,8 +30,16 @@ int luks_header_open(struct luks_header **out, struct node *file, uint64_t at, u
 void luks_header_free(struct luks_header *h);		/* NULL is fine */
 const struct luks_info *luks_header_info(const struct luks_header *h);
 void luks_info_extra(const struct luks_info *l, struct block_info *out);
-/* The cipher with the key that the passphrase in the file opens; -EPERM: it opens none; NULL file: -ENOKEY. */
-int luks_unlock(struct luks_header *h, const char *secret_file, struct cipher **out, struct error *e);
+/* The cipher with the key that the passphrase opens which the options give for this layer; -EPERM: it opens none;
+ * -ENOKEY: they give none. */
+int luks_unlock(struct luks_header *h, const struct node_open *how, struct cipher **out, struct error *e);
+/* Header and cipher as luks_key_export() wrote them; h: without libcryptsetup, to be looked at alone. */
+int luks_header_given(struct luks_header **h, struct cipher **cipher, struct node *file, int fd, struct error *e);
+/* What block_keys_export() gives: a descriptor, or -errno. */
+int luks_key_export(const struct luks_header *h, const struct cipher *c);
+/* A copy of the descriptor that the options give for n's key; -1: none. */
+int luks_key_given(const struct node *n, const struct node_open *how);
+#define LUKS_KEY_PREFIX "key:"		/* before the path of the image */
 /* Key slots; written back in an order that leaves one of the passphrases valid at any cut. */
 int luks_keys_change(struct luks_header *h, const struct block_key *k, struct error *e);
 

@@ -49,7 +49,7 @@ int secret_read(struct secret *s, const char *path, struct error *e)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY), ret;
 
-	*s = (struct secret){ 0 };
+	*s = (struct secret){ .path = path };
 	if (fd < 0)
 		return error_errno(e, errno, "check the path and its permissions", "open key file '%s'", path);
 	s->bytes = secret_memory(SECRET_MAX + 1);

@@ -15,6 +15,7 @@ void secret_memory_free(void *p, size_t len);		/* NULL is fine */
 struct secret {
 	char *bytes;
 	size_t len;
+	const char *path;		/* where it was read: the caller's string */
 };
 /* Reads a file whole, without one newline at its end. */
 int secret_read(struct secret *s, const char *path, struct error *e);

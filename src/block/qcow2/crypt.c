@@ -30,7 +30,7 @@ int crypt_open(struct qcow2 *q, const struct node_open *how, struct error *e)
 {
 	const struct header *h = &q->h;
 	const struct luks_info *l;
-	int ret;
+	int ret, fd;
 
 	if (h->crypt_method == CRYPT_NONE)
 		return 0;
@@ -39,14 +39,23 @@ int crypt_open(struct qcow2 *q, const struct node_open *how, struct error *e)
 	if (!h->crypt_offset || in_cluster(q, h->crypt_offset) || h->crypt_bytes > CRYPT_BYTES_MAX ||
 	    !inside_file(q, h->crypt_offset, h->crypt_bytes))
 		return refuse(q, e, "restore it from a copy", "its encryption header lies where it cannot");
-	q->encrypted = true;
-	ret = luks_header_open(&q->luks, q->file, h->crypt_offset, h->crypt_bytes, e);
+	q->encrypted = q->n->encrypted = true;
+	fd = luks_key_given(q->n, how);
+	ret = fd >= 0 ? luks_header_given(&q->luks, &q->cipher, q->file, fd, e)
+		      : luks_header_open(&q->luks, q->file, h->crypt_offset, h->crypt_bytes, e);
 	if (ret)
 		return ret;
 	l = luks_header_info(q->luks);
 	if (l->version != 1 || l->sector_bytes != SECTOR || l->iv_offset)
 		return refuse(q, e, "restore it from a copy", "its encryption header is none of LUKS1");
-	return how->o->flags & BLOCK_LOCKED ? 0 : luks_unlock(q->luks, how->o->secret_file, &q->cipher, e);
+	return q->cipher || how->o->flags & BLOCK_LOCKED ? 0 : luks_unlock(q->luks, how, &q->cipher, e);
+}
+
+int qcow2_key_export(struct node *n)
+{
+	const struct qcow2 *q = n->impl;
+
+	return q->cipher ? luks_key_export(q->luks, q->cipher) : -ENOKEY;
 }
 
 void crypt_close(struct qcow2 *q)

@@ -337,6 +337,7 @@ int crypt_decrypt(struct qcow2 *q, uint64_t host, uint8_t *buf, size_t len);
 int crypt_open(struct qcow2 *q, const struct node_open *how, struct error *e);
 void crypt_close(struct qcow2 *q);
 int qcow2_key(struct node *n, const struct block_key *k, struct error *e);
+int qcow2_key_export(struct node *n);
 void crypt_info(const struct qcow2 *q, struct block_info *out);
 
 /* --- small helpers --- */
