@@ -75,9 +75,11 @@ struct block_options {
 /* The path is no file's, but the address of a server: "nbd://...", "nbd+unix://...". */
 bool block_path_remote(const char *path);
 
-/* A connection to the server at such an address, for block_options.fds: where names cannot be looked up.  Blocks.  A
- * descriptor, or -errno. */
-int block_dial(const char *path, struct error *e);
+/* A connection to the server at such an address, and with TLS what its files hold: members of block_options.fds, where names
+ * cannot be looked up and files not opened.  Blocks.  How many, or -errno with e set; free(path) and close(fd) of each. */
+struct block_fd;
+#define BLOCK_DIAL_MAX 2
+int block_dial(const char *path, struct block_fd out[BLOCK_DIAL_MAX], struct error *e);
 
 /* Locks the files (OFD lock: one writer or many readers); -EBUSY when another VM has one.  Runs the disk's I/O until
  * all of the chain is open; no file is opened later.  Not from a callback of the loop, but coroutines may. */

@@ -160,18 +160,40 @@ static int file_add(struct files *f, const char *path, bool write, struct error 
 	return 0;
 }
 
+/* Takes over what has a name already, n < 0: nothing. */
+static int named_add(struct files *f, const struct block_fd *list, int n)
+{
+	for (int i = 0; i < n; i++) {
+		f->fd[f->n++] = list[i].fd;
+		json_array_append_new(f->paths, json_string(list[i].path));
+		free((char *)list[i].path);
+	}
+	return n < 0 ? n : 0;
+}
+
 /* Of what is encrypted, instead of passphrases. */
 static int keys_add(struct files *f, struct block *b, struct error *e)
 {
 	struct block_fd key[VM_KEYS_MAX];
-	int n = block_keys_export(b, key, CONTROL_FDS_MAX - f->n < VM_KEYS_MAX ? CONTROL_FDS_MAX - f->n : VM_KEYS_MAX, e);
+	unsigned room = CONTROL_FDS_MAX - f->n;
 
-	for (int i = 0; i < n; i++) {
-		f->fd[f->n++] = key[i].fd;
-		json_array_append_new(f->paths, json_string(key[i].path));
-		free((char *)key[i].path);
+	return named_add(f, key, block_keys_export(b, key, room < VM_KEYS_MAX ? room : VM_KEYS_MAX, e));
+}
+
+/* Connections to servers, and what TLS needs for them. */
+static int servers_add(struct files *f, struct block *b, struct error *e)
+{
+	struct block_fd list[BLOCK_DIAL_MAX];
+	struct block_info i;
+	int ret = 0;
+
+	for (unsigned depth = 0; !ret && !block_info(b, depth, &i); depth++) {
+		if (!block_path_remote(i.path))
+			continue;
+		ret = f->n + BLOCK_DIAL_MAX > CONTROL_FDS_MAX ? error_errno(e, E2BIG, NULL, "attach a disk")
+							      : named_add(f, list, block_dial(i.path, list, e));
 	}
-	return n < 0 ? n : 0;
+	return ret;
 }
 
 /* Its backing files are found by opening it for a look. */
@@ -191,6 +213,8 @@ static int files_find(struct files *f, struct loop *l, const struct vm_disk *d, 
 		ret = file_add(f, list[i].path, !list[i].backing && !d->readonly, e);
 	if (!ret)
 		ret = keys_add(f, b, e);
+	if (!ret)
+		ret = servers_add(f, b, e);
 	block_close(b);
 	free(list);
 	return ret;

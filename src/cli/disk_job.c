@@ -259,6 +259,13 @@ static int encryption_choose(struct ask *a, struct block_create *c, char buf[KEY
 	return ret;
 }
 
+static int dial(struct ask *a, const char *address)
+{
+	int n = block_dial(address, a->file + a->nfiles, &a->e);
+	a->nfiles += n < 0 ? 0 : (unsigned)n;
+	return n < 0 ? n : 0;
+}
+
 /* FILE: a server's address, or a new file of the disk's size. */
 static int target_make(struct ask *a, const char *file, const char *backing, const char *backing_format)
 {
@@ -273,7 +280,7 @@ static int target_make(struct ask *a, const char *file, const char *backing, con
 		      plain_good(a, any_encrypted(a), "what a server gets is not",
 				 "add --plain if others may read it, or use a file with --encrypt");
 		if (!ret)
-			ret = send_along(a, strdup(file), block_dial(file, &a->e));
+			ret = dial(a, file);
 	} else {
 		if (!a->to)
 			a->to = backing ? "qcow2" : tool_format_named(file);

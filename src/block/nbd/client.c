@@ -363,18 +363,34 @@ static int check_export(const struct nbd_conn *c, const struct node *n, struct e
 	return 0;
 }
 
-static int connect_main(struct node *n, struct nbd_conn *c, int fd, struct error *e)
+/* What was handed along for TLS; -1: nothing. */
+static int tls_given(const struct node *n, const struct node_open *how)
+{
+	char *name = NULL;
+	int fd = -1;
+
+	if (how->o->nfds && asprintf(&name, NBD_TLS_PREFIX "%s", n->path) >= 0)
+		fd = node_given_fd(how->o, name);
+	free(name);
+	return fd;
+}
+
+static int connect_main(struct node *n, struct nbd_conn *c, const struct node_open *how, struct error *e)
 {
 	struct nbd_uri *u = malloc(sizeof(*u));
-	int ret;
+	int ret, fd, tls_fd;
 
 	if (!u)
 		return error_errno(e, ENOMEM, NULL, "open disk '%s'", n->path);
+	fd = node_given_fd(how->o, n->path);
+	tls_fd = tls_given(n, how);
 	ret = nbd_uri_parse(u, n->path, e);
 	if (!ret)
-		ret = nbd_connect(c, n->env->loop, u, fd, e);
+		ret = nbd_connect(c, n->env->loop, u, fd, tls_fd, e);
 	else if (fd >= 0)
 		close(fd);
+	if (tls_fd >= 0)
+		close(tls_fd);
 	free(u);
 	return ret ? ret : check_export(c, n, e);
 }
@@ -388,7 +404,7 @@ static int nbd_open(struct node *n, const struct node_open *how, struct error *e
 		return error_errno(e, ENOMEM, NULL, "open disk '%s'", n->path);
 	n->impl = c;
 	c->n = n;
-	ret = connect_main(n, c, node_given_fd(how->o, n->path), e);
+	ret = connect_main(n, c, how, e);
 	if (ret)
 		return ret;
 	n->size_bytes = c->size;

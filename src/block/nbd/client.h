@@ -64,8 +64,11 @@ struct nbd_conn {
 };
 
 /* In a coroutine: connects and negotiates. */
-/* fd: a connection that was made elsewhere, which it takes over; -1: it makes one. */
-int nbd_connect(struct nbd_conn *c, struct loop *l, const struct nbd_uri *u, int fd, struct error *e);
+/* fd: a connection that was made elsewhere, which it takes over; -1: it makes one.  tls_fd: what nbd_tls_export() gave, for
+ * TLS; -1: it reads the files. */
+int nbd_connect(struct nbd_conn *c, struct loop *l, const struct nbd_uri *u, int fd, int tls_fd, struct error *e);
+struct nbd_tls_options nbd_uri_tls(const struct nbd_uri *u);	/* its strings are u's */
+#define NBD_TLS_PREFIX "tls:"		/* before an address: the name of nbd_tls_export()'s descriptor */
 /* A coroutine's whole life: gives replies to their slots until the connection ends; then all of them fail. */
 void nbd_receiver(void *conn);
 

@@ -99,14 +99,12 @@ static int connect_tcp(struct nbd_conn *c, struct loop *l, const struct nbd_uri 
 	return ret ? error_errno(e, -ret, "is an NBD server running there?", "open disk '%s'", c->n->path) : 0;
 }
 
-static int tls_new(struct nbd_conn *c, const struct nbd_uri *u, struct error *e)
+static int tls_new(struct nbd_conn *c, const struct nbd_uri *u, int tls_fd, struct error *e)
 {
-	const struct nbd_tls_options o = {
-		.certificates = *u->certificates ? u->certificates : NULL, .psk_file = *u->psk_file ? u->psk_file : NULL,
-		.username = *u->username ? u->username : NULL, .any_peer = u->any_peer,
-		.hostname = *u->hostname ? u->hostname : *u->host ? u->host : NULL,
-	};
+	struct nbd_tls_options o = nbd_uri_tls(u);
 
+	o.given = tls_fd >= 0;
+	o.given_fd = tls_fd;
 	return nbd_tls_new(&c->tls, &o, e);
 }
 
@@ -356,13 +354,13 @@ out:
 	return ret;
 }
 
-int nbd_connect(struct nbd_conn *c, struct loop *l, const struct nbd_uri *u, int fd, struct error *e)
+int nbd_connect(struct nbd_conn *c, struct loop *l, const struct nbd_uri *u, int fd, int tls_fd, struct error *e)
 {
 	int ret;
 
 	c->min = 1;
 	c->max = NBD_PAYLOAD_MAX;
-	ret = u->tls ? tls_new(c, u, e) : 0;
+	ret = u->tls ? tls_new(c, u, tls_fd, e) : 0;
 	if (fd >= 0) {
 		int sock_ret = nbd_sock_init(&c->sock, l, fd);
 

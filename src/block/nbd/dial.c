@@ -50,22 +50,54 @@ static int dial_tcp(const struct nbd_uri *u, const char **why)
 	return fd;
 }
 
-int block_dial(const char *path, struct error *e)
+static int connection(const struct nbd_uri *u, const char *path, struct error *e)
 {
-	struct nbd_uri *u = calloc(1, sizeof(*u));
 	const char *why = NULL;
 	char what[192];
-	int fd = u ? nbd_uri_parse(u, path, e) : error_errno(e, ENOMEM, NULL, "open disk '%s'", path);
+	int fd = *u->socket ? dial_unix(u) : dial_tcp(u, &why);
 
-	if (fd) {
-		free(u);
-		return fd;
-	}
-	fd = *u->socket ? dial_unix(u) : dial_tcp(u, &why);
-	free(u);
 	if (fd >= 0)
 		return fd;
 	snprintf(what, sizeof(what), "open disk '%.150s'", path);
 	return error_set(e, -fd, why ? "check the host's name" : "is an NBD server running there?", what, "%s",
 			 why ? why : strerror(-fd));
+}
+
+/* Takes fd over; -errno of what made it. */
+static int add(struct block_fd *out, const char *prefix, const char *path, int fd, struct error *e)
+{
+	char *name = NULL;
+
+	if (fd < 0)
+		return fd;
+	if (asprintf(&name, "%s%s", prefix, path) < 0) {
+		close(fd);
+		return error_errno(e, ENOMEM, NULL, "open disk '%s'", path);
+	}
+	*out = (struct block_fd){ name, fd };
+	return 0;
+}
+
+int block_dial(const char *path, struct block_fd out[BLOCK_DIAL_MAX], struct error *e)
+{
+	struct nbd_uri *u = calloc(1, sizeof(*u));
+	int ret = u ? nbd_uri_parse(u, path, e) : error_errno(e, ENOMEM, NULL, "open disk '%s'", path), n = 0;
+
+	if (!ret && u->tls) {
+		const struct nbd_tls_options o = nbd_uri_tls(u);
+
+		ret = add(&out[n], NBD_TLS_PREFIX, path, nbd_tls_export(&o, e), e);
+		n += !ret;
+	}
+	if (!ret)
+		ret = add(&out[n], "", path, connection(u, path, e), e);
+	n += !ret;
+	free(u);
+	if (!ret)
+		return n;
+	while (n--) {
+		close(out[n].fd);
+		free((char *)out[n].path);
+	}
+	return ret;
 }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <openssl/err.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 #include <stdio.h>
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 #include "block/nbd/socket.h"
+#include "block/nbd/tls_files.h"
 
 #define CHUNK 16640u		/* a record with its overhead */
 #define PSK_MIN 16u		/* bytes of a key */
@@ -20,6 +22,7 @@ struct nbd_tls {
 	SSL_CTX *ctx;
 	bool server;
 	char *psk_file, *username, *hostname;
+	struct tls_files files;		/* a client's keys; the rest while it is set up */
 };
 
 struct nbd_tls_stream {
@@ -71,10 +74,9 @@ static unsigned line_take(char *line, const char *user, uint8_t *key, unsigned m
 	return !user || !strcmp(line, user) ? key_decode(colon + 1, key, max) : 0;
 }
 
-/* The key of user, NULL: the first there is; its name goes to `name`.  Its length in bytes, 0: none. */
-static unsigned key_find(const char *path, const char *user, char *name, unsigned name_max, uint8_t *key, unsigned max)
+/* The key of user, NULL: the first there is; its name goes to `name`.  Its length in bytes, 0: none.  Closes f. */
+static unsigned key_find(FILE *f, const char *user, char *name, unsigned name_max, uint8_t *key, unsigned max)
 {
-	FILE *f = fopen(path, "re");
 	char line[512];
 	unsigned n = 0;
 
@@ -88,11 +90,17 @@ static unsigned key_find(const char *path, const char *user, char *name, unsigne
 	return n;
 }
 
+/* A server's keys may change while it runs. */
 static unsigned psk_server(SSL *ssl, const char *identity, unsigned char *key, unsigned max)
 {
 	const struct nbd_tls *t = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
 
-	return identity ? key_find(t->psk_file, identity, NULL, 0, key, max) : 0;
+	return identity ? key_find(fopen(t->psk_file, "re"), identity, NULL, 0, key, max) : 0;
+}
+
+static FILE *keys_open(const struct tls_files *f)
+{
+	return f->len[TLS_PSK] ? fmemopen(f->bytes[TLS_PSK], f->len[TLS_PSK], "r") : NULL;
 }
 
 static unsigned psk_client(SSL *ssl, const char *hint, char *identity, unsigned identity_max, unsigned char *key,
@@ -101,19 +109,17 @@ static unsigned psk_client(SSL *ssl, const char *hint, char *identity, unsigned 
 	const struct nbd_tls *t = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
 
 	(void)hint;
-	return key_find(t->psk_file, t->username, identity, identity_max, key, max);
+	return key_find(keys_open(&t->files), t->username, identity, identity_max, key, max);
 }
 
 static int psk_setup(struct nbd_tls *t, struct error *e)
 {
 	uint8_t key[PSK_MAX];
 	char what[PATH_MAX + 32];
-	unsigned n = key_find(t->psk_file, t->username, NULL, 0, key, sizeof(key));
+	unsigned n = key_find(keys_open(&t->files), t->username, NULL, 0, key, sizeof(key));
 
 	OPENSSL_cleanse(key, sizeof(key));
 	snprintf(what, sizeof(what), "read the TLS keys in '%s'", t->psk_file);
-	if (access(t->psk_file, R_OK))
-		return error_errno(e, errno, "check the path and its permissions", "%s", what);
 	if (!n)
 		return error_set(e, EINVAL, "psktool makes such files; keys have 16 to 64 bytes", what,
 				 "it has no line USER:HEX%s%s", t->username ? " for " : "", t->username ? t->username : "");
@@ -129,53 +135,82 @@ static int psk_setup(struct nbd_tls *t, struct error *e)
 
 /* --- certificates --- */
 
-static bool path_of(char out[PATH_MAX], const char *dir, const char *name)
+static BIO *part_open(const struct tls_files *f, enum tls_part p)
 {
-	return snprintf(out, PATH_MAX, "%s/%s", dir, name) < PATH_MAX;
+	return BIO_new_mem_buf(f->bytes[p], (int)f->len[p]);
 }
 
-/* Certificate and key of this side; for a client they may be missing. */
-static int own_certificate(struct nbd_tls *t, const char *dir, struct error *e)
+static int no_passphrase(char *buf, int size, int writing, void *opaque)
 {
-	char cert[PATH_MAX], key[PATH_MAX], what[PATH_MAX + 64];
-
-	if (!path_of(cert, dir, t->server ? "server-cert.pem" : "client-cert.pem") ||
-	    !path_of(key, dir, t->server ? "server-key.pem" : "client-key.pem"))
-		return error_errno(e, ENAMETOOLONG, NULL, "read the certificates in '%s'", dir);
-	if (!t->server && access(cert, F_OK))
-		return 0;
-	snprintf(what, sizeof(what), "read the certificate '%s' and its key", cert);
-	if (access(cert, R_OK) || access(key, R_OK))
-		return error_errno(e, errno, "both have to be there, as PEM, and readable", "%s", what);
-	if (SSL_CTX_use_certificate_chain_file(t->ctx, cert) != 1 ||
-	    SSL_CTX_use_PrivateKey_file(t->ctx, key, SSL_FILETYPE_PEM) != 1 || SSL_CTX_check_private_key(t->ctx) != 1)
-		return bad(e, "both have to be PEM, and belong together", what);
 	return 0;
 }
 
+/* The certificate, and those between it and the authority. */
+static bool chain_use(SSL_CTX *ctx, BIO *in)
+{
+	X509 *cert = PEM_read_bio_X509_AUX(in, NULL, no_passphrase, NULL);
+	bool good = cert && SSL_CTX_use_certificate(ctx, cert) == 1;
+
+	X509_free(cert);
+	while (good && (cert = PEM_read_bio_X509(in, NULL, no_passphrase, NULL)))
+		if (SSL_CTX_add0_chain_cert(ctx, cert) != 1) {
+			X509_free(cert);
+			good = false;
+		}
+	if (good)
+		ERR_clear_error();	/* the end of the file */
+	return good;
+}
+
+static bool key_use(SSL_CTX *ctx, BIO *in)
+{
+	EVP_PKEY *key = PEM_read_bio_PrivateKey(in, NULL, no_passphrase, NULL);
+	bool good = key && SSL_CTX_use_PrivateKey(ctx, key) == 1 && SSL_CTX_check_private_key(ctx) == 1;
+
+	EVP_PKEY_free(key);
+	return good;
+}
+
+static int own_certificate(struct nbd_tls *t, const char *dir, struct error *e)
+{
+	char what[PATH_MAX + 64];
+	BIO *cert = part_open(&t->files, TLS_CERT), *key = part_open(&t->files, TLS_KEY);
+	bool good = cert && key && chain_use(t->ctx, cert) && key_use(t->ctx, key);
+
+	BIO_free(cert);
+	BIO_free(key);
+	snprintf(what, sizeof(what), "read the certificate '%s/%s-cert.pem' and its key", dir, t->server ? "server" : "client");
+	return good ? 0 : bad(e, "both have to be PEM, and belong together", what);
+}
+
+/* One that is there twice, or that this OpenSSL does not know, is left out. */
 static int authorities(struct nbd_tls *t, const char *dir, struct error *e)
 {
-	char ca[PATH_MAX], what[PATH_MAX + 64];
+	BIO *in = part_open(&t->files, TLS_CA);
+	X509_STORE *store = SSL_CTX_get_cert_store(t->ctx);
+	char what[PATH_MAX + 64];
+	unsigned n = 0;
 
-	if (!path_of(ca, dir, "ca-cert.pem"))
-		return error_errno(e, ENAMETOOLONG, NULL, "read the certificates in '%s'", dir);
-	snprintf(what, sizeof(what), "read the authority's certificate '%s'", ca);
-	if (access(ca, R_OK))
-		return error_errno(e, errno, "check the directory with the certificates", "%s", what);
-	if (SSL_CTX_load_verify_locations(t->ctx, ca, NULL) != 1)
-		return bad(e, "it has to be PEM", what);
+	for (X509 *cert; in && (cert = PEM_read_bio_X509_AUX(in, NULL, no_passphrase, NULL)); X509_free(cert))
+		n += X509_STORE_add_cert(store, cert) == 1;
+	BIO_free(in);
+	snprintf(what, sizeof(what), "read the authority's certificate '%s/ca-cert.pem'", dir ? dir : "");
+	if (!n)
+		return bad(e, "it has to be PEM", dir ? what : "read the host's store of CAs");
+	ERR_clear_error();
 	return 0;
 }
 
 static int certificates_setup(struct nbd_tls *t, const struct nbd_tls_options *o, struct error *e)
 {
-	int ret = o->certificates ? own_certificate(t, o->certificates, e) : 0;
+	bool verify = o->server ? o->verify_clients : !o->any_peer;
+	int ret = t->files.len[TLS_CERT] ? own_certificate(t, o->certificates, e) : 0;
 
-	if (!ret && o->certificates && (o->verify_clients || (!o->server && !o->any_peer)))
+	if (!ret && t->files.len[TLS_CA])
 		ret = authorities(t, o->certificates, e);
-	else if (!ret && !o->server)
+	else if (!ret && verify && !o->certificates && !o->given)
 		SSL_CTX_set_default_verify_paths(t->ctx);
-	if (o->server ? o->verify_clients : !o->any_peer)
+	if (verify)
 		SSL_CTX_set_verify(t->ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
 	return ret;
 }
@@ -187,6 +222,7 @@ void nbd_tls_free(struct nbd_tls *t)
 	if (!t)
 		return;
 	SSL_CTX_free(t->ctx);
+	tls_files_free(&t->files);
 	free(t->psk_file);
 	free(t->username);
 	free(t->hostname);
@@ -223,7 +259,13 @@ int nbd_tls_new(struct nbd_tls **out, const struct nbd_tls_options *o, struct er
 	SSL_CTX_set_options(t->ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_NO_TICKET);
 	SSL_CTX_set_session_cache_mode(t->ctx, SSL_SESS_CACHE_OFF);
 	SSL_CTX_set_num_tickets(t->ctx, 0);
-	ret = o->psk_file ? psk_setup(t, e) : certificates_setup(t, o, e);
+	ret = o->given ? tls_files_get(&t->files, o->given_fd) : tls_files_read(&t->files, o, false, e);
+	if (ret && o->given)
+		error_errno(e, -ret, "both sides must be of one version of vixen", "take over TLS certificates");
+	if (!ret)
+		ret = o->psk_file ? psk_setup(t, e) : certificates_setup(t, o, e);
+	if (!o->psk_file || o->server)
+		tls_files_free(&t->files);
 	if (ret)
 		nbd_tls_free(t);
 	else

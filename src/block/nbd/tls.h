@@ -35,7 +35,11 @@ struct nbd_tls_options {
 	bool server;
 	bool any_peer;			/* client: do not verify the server's certificate */
 	bool verify_clients;		/* server: only those with a certificate of the CA */
+	bool given;			/* client: what the files hold is in given_fd, as nbd_tls_export() has it */
+	int given_fd;			/* stays the caller's */
 };
+/* For a client that can open no files: what they hold, the host's CAs included.  A descriptor, or -errno with e set. */
+int nbd_tls_export(const struct nbd_tls_options *o, struct error *e);
 
 /* What one side has for any number of connections.  -errno with e set. */
 int nbd_tls_new(struct nbd_tls **out, const struct nbd_tls_options *o, struct error *e);

@@ -118,6 +118,15 @@ static const char *query_parse(struct nbd_uri *u, const char *query)
 	return why;
 }
 
+struct nbd_tls_options nbd_uri_tls(const struct nbd_uri *u)
+{
+	return (struct nbd_tls_options){
+		.certificates = *u->certificates ? u->certificates : NULL, .psk_file = *u->psk_file ? u->psk_file : NULL,
+		.username = *u->username ? u->username : NULL, .any_peer = u->any_peer,
+		.hostname = *u->hostname ? u->hostname : *u->host ? u->host : NULL,
+	};
+}
+
 static const struct scheme { const char *text; bool local, tls; } schemes[] = {
 	{ "nbd://", false, false }, { "nbd+unix://", true, false }, { "nbds://", false, true }, { "nbds+unix://", true, true },
 };
