@@ -160,6 +160,8 @@ static size_t take_ahead(struct nbd_sock *s, void *buf, size_t len)
 
 	if (len > have)
 		len = have;
+	if (!len)
+		return 0;	/* buf may be NULL */
 	memcpy(buf, s->ahead + s->ahead_at, len);
 	s->ahead_at += len;
 	return len;
