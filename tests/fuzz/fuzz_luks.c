@@ -1,26 +1,23 @@
 /*
- * fuzz_luks [SEED [COUNT]]: damaged headers of LUKS volumes, alone and inside qcow2, are opened and looked at.  Nothing
- * may crash, hang, or take memory without bound.  Passphrases are not tried: the time that one takes is the header's
- * choice.
- *
- * LLVMFuzzerTestOneInput is what libFuzzer calls, with an image's bytes (compile with -DLIBFUZZER to leave main() out).
+ * Damaged headers of LUKS volumes, alone and inside qcow2, are opened and looked at.  Passphrases are not tried: the time
+ * that one takes is the header's choice.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
+
+#include <openssl/sha.h>
 
 #include "../block/disk.h"
 #include "base/endian.h"
+#include "fuzz.h"
 #include "host/loop.h"
 
 #define INPUT_MAX (24u << 20)
-#define SEED_BYTES (4u << 20)		/* what of a volume is worth damaging */
-
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len);
+#define SEED_BYTES(kind) ((kind) == 2 ? 288u << 10 : 32u << 10)	/* what of a volume is worth damaging */
 
 static void look(struct disk *d, int image, const char *format)
 {
@@ -42,10 +39,10 @@ static void look(struct disk *d, int image, const char *format)
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
 {
 	struct disk d = { .loop = loop_new() };
-	int image = memfd_create("image", MFD_CLOEXEC);
+	int image = fuzz_memfd(bytes, len);
 
 	if (len <= INPUT_MAX) {
-		if (image < 0 || write(image, bytes, len) != (ssize_t)len || ftruncate(image, INPUT_MAX))
+		if (ftruncate(image, INPUT_MAX))
 			die("memfd: %s", strerror(errno));
 		look(&d, image, "luks");
 		look(&d, image, "qcow2");
@@ -55,73 +52,58 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
 	return 0;
 }
 
-#ifndef LIBFUZZER
-
 static const struct { const char *format; enum block_encryption how; } kinds[] = {
 	{ "luks", BLOCK_ENCRYPT_LUKS1 }, { "luks", BLOCK_ENCRYPT_LUKS2 }, { "qcow2", BLOCK_ENCRYPT_LUKS1 },
 };
 
-static uint8_t *seed_image(unsigned kind, size_t *len)
+static uint8_t *seed(unsigned kind, size_t *len)
 {
-	const struct block_create c = { .size_bytes = 1 << 20, .encrypt = kinds[kind].how, .secret_file = "key",
-					.kdf_ms = 10, .overwrite = true };
+	const struct block_create c = { .size_bytes = 1 << 20, .encrypt = kind < 3 ? kinds[kind].how : 0,
+					.secret_file = "key", .kdf_ms = 10, .overwrite = true };
 	struct disk d = { 0 };
-	uint8_t *p = calloc(1, SEED_BYTES);
+	uint8_t *p;
 	int fd;
 
+	if (kind == sizeof(kinds) / sizeof(kinds[0]))
+		return NULL;
+	if (shell("printf secret >key"))
+		die("make the key");
+	p = calloc(1, SEED_BYTES(kind));
 	disk_create(&d, "seed", kinds[kind].format, &c);
 	loop_free(d.loop);
 	fd = open("seed", O_RDONLY);
-	*len = (size_t)pread(fd, p, SEED_BYTES, 0);
+	*len = (size_t)pread(fd, p, SEED_BYTES(kind), 0);
 	close(fd);
 	return p;
 }
 
 /* In the header, or in the text of LUKS2's. */
-static void damage(uint8_t *p, size_t len, bool qcow2)
+static void damage(unsigned kind, uint8_t *p, size_t len)
 {
 	static const char text[] = "0123456789\"{}[]:,-ex";
-	size_t start = qcow2 ? 4 * 65536 : 0, at = start + (size_t)random() % 208;
+	size_t start = kind == 2 ? 4 * 65536 : 0, at = start + (size_t)random() % 208;
 
-	if (qcow2 && random() % 4 == 0)
+	if (kind == 2 && random() % 4 == 0)
 		at = (size_t)random() % 600;
 	else if (random() % 2)
 		at = start + 4096 + (size_t)random() % 1200;
-	if (at + 8 > len)
-		return;
-	switch (random() % 5) {
-	case 0: p[at] ^= (uint8_t)(1 << random() % 8); break;
-	case 1: p[at] = (uint8_t)random(); break;
-	case 2: p[at] = (uint8_t)text[(size_t)random() % (sizeof(text) - 1)]; break;
-	case 3: store_be32(p + (at & ~3ull), random() & 1 ? UINT32_MAX : (uint32_t)(random() % 10000)); break;
-	default: store_be32(p + (at & ~3ull), (uint32_t)random());
-	}
+	if (at < len && random() % 4 == 0)
+		p[at] = (uint8_t)text[(size_t)random() % (sizeof(text) - 1)];
+	else
+		fuzz_change(p, len, at, true);
 }
 
-int main(int argc, char **argv)
+/* LUKS2, "Binary header": SHA-256 of the header with its text, the sum's own field as zeroes; twice. */
+static void sum(uint8_t *p, size_t len)
 {
-	unsigned seed = argc > 1 ? (unsigned)strtoul(argv[1], NULL, 10) : 1;
-	unsigned long count = argc > 2 ? strtoul(argv[2], NULL, 10) : 100;
-	char dir[64];
+	uint64_t area = len < 4096 ? 0 : load_be64(p + 8);
 
-	go_to_folder(dir);
-	if (shell("printf secret >key"))
-		die("make the key");
-	srandom(seed);
-	for (unsigned kind = 0; kind < sizeof(kinds) / sizeof(kinds[0]); kind++) {
-		size_t whole;
-		uint8_t *p = seed_image(kind, &whole), *q = malloc(whole);
-
-		for (unsigned long i = 0; i < count; i++) {
-			memcpy(q, p, whole);
-			for (long n = 1 + random() % 4; n--;)
-				damage(q, whole, kind == 2);
-			LLVMFuzzerTestOneInput(q, random() % 16 ? whole : 1 + (size_t)random() % whole);
-		}
-		free(p);
-		free(q);
+	if (len < 4096 || memcmp(p, "LUKS\xba\xbe", 6) || load_be16(p + 6) != 2 || area < 4096 || area > len / 2)
+		return;
+	for (uint8_t *head = p; head <= p + area; head += area) {
+		memset(head + 448, 0, 64);
+		SHA256(head, area, head + 448);
 	}
-	return shell("rm -r %s", dir);
 }
 
-#endif
+const struct fuzz_target fuzz_target = { .seed = seed, .damage = damage, .sum = sum };

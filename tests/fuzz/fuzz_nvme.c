@@ -1,19 +1,15 @@
 /*
- * fuzz_nvme [SEED [COUNT]]: an NVMe controller and drivers that break the rules.  Nothing may crash, hang, or leave a
- * controller that does not work again after a reset; a sanitizer build sees reads beyond bounds.
- *
- * LLVMFuzzerTestOneInput is what libFuzzer calls (compile with -DLIBFUZZER to leave main() out): the bytes are a program
- * of register writes, doorbells and commands.  By itself the program makes such programs at random.
+ * An NVMe controller and drivers that break the rules: the bytes are a program of register writes, doorbells and commands.
+ * Afterwards, and after a reset, the controller must work.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "../devices/nvme_driver.h"
 #include "base/error.h"
+#include "fuzz.h"
 
 #define PROGRAM_MAX 4096u
-
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len);
 
 struct program {
 	const uint8_t *p;
@@ -99,20 +95,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
 	return 0;
 }
 
-#ifndef LIBFUZZER
-
-int main(int argc, char **argv)
+static uint8_t *seed(unsigned kind, size_t *len)
 {
-	unsigned long count = argc > 2 ? strtoul(argv[2], NULL, 10) : 200;
-	static uint8_t program[PROGRAM_MAX];
-
-	srandom(argc > 1 ? (unsigned)strtoul(argv[1], NULL, 10) : 1);
-	for (unsigned long i = 0; i < count; i++) {
-		for (unsigned j = 0; j < PROGRAM_MAX; j++)
-			program[j] = (uint8_t)random();
-		LLVMFuzzerTestOneInput(program, 64 + (size_t)random() % (PROGRAM_MAX - 64));
-	}
-	return 0;
+	*len = PROGRAM_MAX;
+	return kind ? NULL : calloc(1, PROGRAM_MAX);
 }
 
-#endif
+/* Another program: any bytes are one. */
+static void damage(unsigned kind, uint8_t *p, size_t len)
+{
+	(void)kind;
+	for (size_t i = 0; i < len; i++)
+		p[i] = (uint8_t)random();
+}
+
+const struct fuzz_target fuzz_target = { .seed = seed, .damage = damage };

@@ -1,26 +1,20 @@
 /*
- * fuzz_qcow2 [SEED [COUNT]]: damaged qcow2 images are opened, read, checked, repaired and written.  Nothing may crash,
- * hang, or take memory without bound; a sanitizer build sees reads beyond bounds.  An image that can be repaired must
- * be without errors afterwards.
- *
- * LLVMFuzzerTestOneInput is what libFuzzer calls, with an image's bytes (compile with -DLIBFUZZER to leave main() out);
- * by itself the program makes images with all features, and damages their header and tables.
+ * Damaged qcow2 images are opened, read, checked, repaired and written: header, L1, L2, refcount and snapshot tables,
+ * bitmaps and their directory.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "../block/disk.h"
 #include "base/endian.h"
+#include "fuzz.h"
 #include "host/loop.h"
 
 #define INPUT_MAX (4u << 20)
-
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len);
 
 struct fuzz {
 	struct disk d;
@@ -43,6 +37,7 @@ static void look(struct fuzz *f)
 {
 	uint64_t size = block_size(f->d.b), step = size / 24 & ~511ull;
 	struct block_snapshot *list;
+	struct block_bitmap *bitmaps;
 	struct block_status st;
 	struct block_info info;
 	struct error e;
@@ -57,6 +52,8 @@ static void look(struct fuzz *f)
 	block_info(f->d.b, 0, &info);
 	if (!block_snapshot_list(f->d.b, &list, &n, &e))
 		free(list);
+	if (!block_bitmap_list(f->d.b, &bitmaps, &n, &e))
+		free(bitmaps);
 }
 
 static void change(struct fuzz *f)
@@ -78,6 +75,11 @@ static void change(struct fuzz *f)
 	disk_write(&f->d, 0, f->buf, size < 4096 ? size : 4096);
 	block_snapshot_apply(f->d.b, "fuzz", &e);
 	block_snapshot_delete(f->d.b, "fuzz", &e);
+	block_bitmap_add(f->d.b, "fuzz", 512, &e);
+	block_bitmap_merge(f->d.b, "fuzz", "seed", &e);
+	block_bitmap_clear(f->d.b, "seed", &e);
+	disk_zero(&f->d, 0, size < 4096 ? size : 4096, true);
+	block_bitmap_remove(f->d.b, "fuzz", &e);
 	if (size < 1ull << 40)
 		block_resize(f->d.b, size + 65536, 0, &e);
 }
@@ -106,10 +108,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
 		return 0;
 	}
 	f->d.loop = loop_new();
-	f->image = memfd_create("image", MFD_CLOEXEC);
-	f->data = memfd_create("data", MFD_CLOEXEC);
-	if (f->image < 0 || f->data < 0 || write(f->image, bytes, len) != (ssize_t)len)
-		die("memfd: %s", strerror(errno));
+	f->image = fuzz_memfd(bytes, len);
+	f->data = fuzz_memfd(NULL, 0);
 	if (open_image(f, BLOCK_READONLY)) {
 		struct block_check c = { 0 };
 		struct error e = { 0 };
@@ -135,8 +135,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
 	return 0;
 }
 
-#ifndef LIBFUZZER
-
 static const struct block_create kinds[] = {
 	{ .cluster_bytes = 512, .size_bytes = 256 << 10 },
 	{ .cluster_bytes = 512, .size_bytes = 256 << 10, .refcount_bits = 64 },
@@ -146,17 +144,23 @@ static const struct block_create kinds[] = {
 	{ .cluster_bytes = 16384, .size_bytes = 2 << 20, .extended_l2 = true },
 	{ .cluster_bytes = 4096, .size_bytes = 1 << 20, .lazy_refcounts = true },
 	{ .cluster_bytes = 4096, .size_bytes = 1 << 20, .data_path = "seed.data", .overwrite = true },
+	{ .cluster_bytes = 65536, .size_bytes = 4 << 20 },
 };
 
-static uint8_t *seed_image(const struct block_create *c, size_t *len)
+static uint8_t *seed(unsigned kind, size_t *len)
 {
+	const struct block_create *c = &kinds[kind];
 	uint8_t bytes[8192];
 	struct error e = { 0 };
 	struct disk d = { 0 };
 
+	if (kind == sizeof(kinds) / sizeof(kinds[0]))
+		return NULL;
 	unlink("seed.qcow2");
 	disk_create(&d, "seed.qcow2", "qcow2", c);
 	disk_open(&d, "seed.qcow2", &(struct block_options){ .format = "qcow2" });
+	if (kind % 2 == 0 && block_bitmap_add(d.b, "seed", kind % 4 ? 65536 : 512, &e))
+		die("%s", e.why);
 	for (unsigned i = 0; i < 24; i++) {
 		uint64_t at = (uint64_t)random() % (c->size_bytes / 512 - 16) * 512;
 
@@ -175,50 +179,23 @@ static uint8_t *seed_image(const struct block_create *c, size_t *len)
 	return file_read("seed.qcow2", len);
 }
 
-/* A byte, bit or word of the header, of a cluster that looks like a table, or of anywhere. */
-static void damage(uint8_t *p, size_t len, uint32_t cluster)
+/* The header, a cluster that looks like a table, or anywhere. */
+static void damage(unsigned kind, uint8_t *p, size_t len)
 {
-	size_t at;
+	uint32_t cluster = kinds[kind].cluster_bytes;
+	size_t at, clusters = len / cluster;
 
 	switch (random() % 4) {
 	case 0: at = (size_t)random() % 112; break;
-	case 1: at = (size_t)(random() % 12) * cluster + (size_t)random() % 64; break;
-	case 2: at = (size_t)(random() % (long)(len / cluster)) * cluster + (size_t)random() % 128; break;
-	default: at = (size_t)random() % len;
+	case 1: at = (size_t)random() % 12 * cluster + (size_t)random() % 64; break;
+	case 2: at = (size_t)random() % clusters * cluster + (size_t)random() % 128; break;
+	default: at = (size_t)random();
 	}
-	at = at % (len - 8);
-	switch (random() % 6) {
-	case 0: p[at] ^= (uint8_t)(1 << random() % 8); break;
-	case 1: p[at] = (uint8_t)random(); break;
-	case 2: store_be64(p + (at & ~7ull), (uint64_t)(random() % 64) * cluster); break;
-	case 3: store_be64(p + (at & ~7ull), (uint64_t)(random() % 64) * cluster | 1ull << 63); break;
-	case 4: store_be64(p + (at & ~7ull), (uint64_t)random() << 33 ^ (uint64_t)random()); break;
-	default: store_be32(p + (at & ~3ull), random() & 1 ? UINT32_MAX : (uint32_t)(random() % 100));
+	switch (random() % 3) {
+	case 0: store_be64(p + at % (len - 8) / 8 * 8, (uint64_t)(random() % 64) * cluster); break;
+	case 1: store_be64(p + at % (len - 8) / 8 * 8, (uint64_t)(random() % 64) * cluster | 1ull << 63); break;
+	default: fuzz_change(p, len, at, true);
 	}
 }
 
-int main(int argc, char **argv)
-{
-	unsigned seed = argc > 1 ? (unsigned)strtoul(argv[1], NULL, 10) : 1;
-	unsigned long count = argc > 2 ? strtoul(argv[2], NULL, 10) : 400;
-	char dir[64];
-
-	go_to_folder(dir);
-	srandom(seed);
-	for (unsigned long i = 0; i < count; i++) {
-		const struct block_create *c = &kinds[(unsigned long)random() % (sizeof(kinds) / sizeof(kinds[0]))];
-		size_t len;
-		uint8_t *p = seed_image(c, &len);
-
-		for (long n = 1 + random() % 6; n--;)
-			damage(p, len, c->cluster_bytes);
-		if (random() % 16 == 0)
-			len = 1 + (size_t)random() % len;
-		file_write("last", p, len);	/* to be found after a crash */
-		LLVMFuzzerTestOneInput(p, len);
-		free(p);
-	}
-	return shell("rm -r %s", dir);
-}
-
-#endif
+const struct fuzz_target fuzz_target = { .seed = seed, .damage = damage };
