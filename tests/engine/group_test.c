@@ -24,6 +24,7 @@
 #define VA 0x7fff00000000ull	/* the pages */
 #define GPA(i) (0x200000u + (PAGES - 1 - (i)) * 0x2000u)
 #define PROGRAMS 8000
+#define PROGRAMS_LONG 600	/* after them: such as make long blocks */
 #define ENDLESS 6038	/* this one writes into its own code, and then loops for ever */
 enum { PAGE_READ_ONLY = 2, PAGE_ABSENT = 4, PAGE_HOLE = 5, PAGE_CODE = 6 };
 
@@ -304,6 +305,18 @@ static void skip_insn(struct program *p)
 	p->b[from - 1] = (uint8_t)(p->n - from);
 }
 
+/* Nothing that jumps: a block may be long then. Bases stay in their page, mostly. */
+static void straight_insn(struct program *p)
+{
+	switch (rnd(p, 8)) {
+	case 0: vector_insn(p); break;
+	case 1: aligned_insn(p); break;
+	case 2: flags_insn(p); break;
+	case 3: put(p, 0x48), put(p, 0x83), put(p, 0xc0 | REG_RBX), put(p, rnd(p, 32) - 16); break;	/* add rbx, n */
+	default: access_insn(p); break;
+	}
+}
+
 /* Three times the same, so that what missed at first hits later. */
 static void program_make(struct program *p, uint64_t seed)
 {
@@ -319,6 +332,8 @@ static void program_make(struct program *p, uint64_t seed)
 	mov_imm(p, REG_RBP, pick_address(p));
 	mov_imm(p, REG_R8, pick_address(p));
 	mov_imm(p, REG_R14, pick_address(p));
+	for (unsigned i = seed > PROGRAMS ? 160 : 0; i; i--)
+		straight_insn(p);
 	for (unsigned i = 4 + rnd(p, 24); i; i--)
 		switch (rnd(p, 15)) {
 		case 10: indexed_insn(p); break;
@@ -388,7 +403,7 @@ static void test_groups(void **state)
 
 	machine_init(&a, true);
 	machine_init(&b, false);
-	for (unsigned i = 1; i <= PROGRAMS; i++) {
+	for (unsigned i = 1; i <= PROGRAMS + PROGRAMS_LONG; i++) {
 		if (i == ENDLESS)
 			continue;
 		program_make(&p, i);

@@ -55,12 +55,15 @@ static bool insn_falls_through(const struct insn *in) { return in->op == X86_JCC
 static unsigned block_extent(struct block_build *b)
 {
 	const struct insn *in;
-	unsigned at = b->start, most = BLOCK_INSNS + LOOK_AHEAD;
+	unsigned at = b->start, most = BLOCK_INSNS;
 
-	for (unsigned i = 0; i < most && (in = decode_at(b, at)); i++) {
+	for (unsigned i = 0; i < most + LOOK_AHEAD && (in = decode_at(b, at)); i++) {
 		at += in->len;
-		if (insn_is_last(in) && !insn_falls_through(in))
+		if (!insn_is_last(in))
+			continue;
+		if (!insn_falls_through(in))
 			break;
+		most = i < BLOCK_INSNS_BRANCHED ? BLOCK_INSNS_BRANCHED : i + 1;
 	}
 	return at;
 }
@@ -160,11 +163,11 @@ static void block_cut(struct block_build *b)
 
 static void block_decode(struct block_build *b)
 {
-	unsigned at = b->start;
+	unsigned at = b->start, most = BLOCK_INSNS;
 
 	b->count = 0;
 	b->undecoded = false;
-	while (b->count < BLOCK_INSNS) {
+	while (b->count < most) {
 		struct block_insn *bi = &b->insns[b->count];
 		const struct insn *in = decode_at(b, at);
 		b->undecoded = !in || at + in->len > b->end;
@@ -174,8 +177,11 @@ static void block_decode(struct block_build *b)
 		bi->offset = (uint16_t)at;
 		at += bi->in.len;
 		b->count++;
-		if (insn_is_last(&bi->in) && !insn_falls_through(&bi->in))
+		if (!insn_is_last(&bi->in))
+			continue;
+		if (!insn_falls_through(&bi->in))
 			break;
+		most = BLOCK_INSNS_BRANCHED;
 	}
 	block_cut(b);
 }
@@ -269,12 +275,16 @@ static void block_emit(struct block_build *b)
 		groups_check(b, i);
 		if (run > 1) {
 			stack_run_translate(b, i, run);
+			b->addend_group = 0;
 			i += run - 1;
 		}
 		next = b->insns[i].offset + b->insns[i].in.len;
 		if (run > 1)
 			continue;
+		b->t1_kept = false;
 		r = insn_translate(b, &b->insns[i]);
+		if (!b->t1_kept)
+			b->addend_group = 0;
 		if (r == INSN_STEP)
 			emit_step(b, b->insns[i].offset);
 	}

@@ -22,7 +22,7 @@
 #define GROUP_SPAN 512			/* more would cross pages often */
 #define DELTA_MAX (1 << 20)
 
-struct plan { struct block_build *b; struct value now[16]; uint32_t next_id; };
+struct plan { struct block_build *b; struct value now[16]; uint32_t next_id; unsigned branch; /* behind the last JCC */ };
 
 static void value_new(struct plan *p, unsigned reg) { p->now[reg] = (struct value){ .id = ++p->next_id }; }
 
@@ -47,14 +47,16 @@ static bool writes_operands_only(const struct insn *in)
 	case X86_DEC: case X86_NEG: case X86_NOT: case X86_SHL: case X86_SHR: case X86_SAR: case X86_ROL: case X86_ROR:
 	case X86_SETCC: case X86_CMOVCC: case X86_NOP: case X86_BT: case X86_JCC: case X86_JMP:
 	case X86_BSWAP: case X86_BSF: case X86_BSR: case X86_POPCNT: case X86_TZCNT:
-	case X86_LZCNT: case X86_SHLD: case X86_SHRD:
+	case X86_LZCNT: case X86_SHLD: case X86_SHRD: case X86_XCHG: case X86_XADD: case X86_MOVBE: case X86_MOVNTI:
+	case X86_BTS: case X86_BTR: case X86_BTC: case X86_ADCX: case X86_ADOX: case X86_PREFETCH:
 		return true;
 	case X86_IMUL:		/* one operand: RDX:RAX */
 		return in->nops > 1;
 	case X86_PCMPESTRI: case X86_PCMPISTRI: case X86_PCMPESTRM: case X86_PCMPISTRM:	/* ECX */
 		return false;
 	default:
-		return in->row->cls == CLASS_SSE || in->row->cls == CLASS_AVX || in->row->cls == CLASS_AVX512;
+		return in->row->cls == CLASS_SSE || in->row->cls == CLASS_AVX || in->row->cls == CLASS_AVX512 ||
+		       in->row->cls == CLASS_VEX_GPR;
 	}
 }
 
@@ -136,22 +138,37 @@ static void step(struct plan *p, const struct insn *in)
 
 /* --- accesses --- */
 
-static struct group *group_find(struct block_build *b, uint32_t id, int32_t lo, int32_t hi)
+/* May an access of that alignment be one of the group's? All that are aligned must be so if one address is; and one behind a
+ * branch, which may be there to keep us from it, would make the check fail for nothing. */
+static bool align_fits(const struct plan *p, const struct group *g, int32_t lo, unsigned align)
 {
-	for (unsigned i = 0; i < b->group_count; i++) {
-		struct group *g = &b->groups[i];
+	unsigned both = align < g->align ? align : g->align;
+
+	if (align > 1 && g->first < p->branch)
+		return false;
+	return !((unsigned)(lo - g->aligned_at) & (both - 1));
+}
+
+static struct group *group_find(const struct plan *p, uint32_t id, int32_t lo, int32_t hi, unsigned align)
+{
+	for (unsigned i = 0; i < p->b->group_count; i++) {
+		struct group *g = &p->b->groups[i];
 		int32_t l = lo < g->lo ? lo : g->lo, h = hi > g->hi ? hi : g->hi;
-		if (g->id != id || h - l > GROUP_SPAN)
+		if (g->id != id || h - l > GROUP_SPAN || !align_fits(p, g, lo, align))
 			continue;
 		g->lo = l;
 		g->hi = h;
+		if (align > g->align) {
+			g->align = (uint8_t)align;
+			g->aligned_at = lo;
+		}
 		return g;
 	}
 	return NULL;
 }
 
 /* Returns 1 + the group's index, 0: none. */
-static uint8_t access_add(struct plan *p, unsigned i, unsigned base, int64_t disp, unsigned size, bool write)
+static uint8_t access_add(struct plan *p, unsigned i, unsigned base, int64_t disp, unsigned size, unsigned align, bool write)
 {
 	struct block_build *b = p->b;
 	int64_t lo = p->now[base].delta + disp;
@@ -159,13 +176,14 @@ static uint8_t access_add(struct plan *p, unsigned i, unsigned base, int64_t dis
 
 	if (lo < -DELTA_MAX || lo > DELTA_MAX)
 		return 0;
-	g = group_find(b, p->now[base].id, (int32_t)lo, (int32_t)lo + (int32_t)size);
+	g = group_find(p, p->now[base].id, (int32_t)lo, (int32_t)lo + (int32_t)size, align);
 	if (!g && b->group_count == GROUP_MAX)
 		return 0;
 	if (!g) {
 		g = &b->groups[b->group_count++];
 		*g = (struct group){ .id = p->now[base].id, .lo = (int32_t)lo, .hi = (int32_t)(lo + size),
-				     .base = (uint8_t)base, .first = (uint8_t)i };
+				     .base = (uint8_t)base, .first = (uint8_t)i, .align = (uint8_t)align,
+				     .aligned_at = (int32_t)lo };
 	}
 	g->write |= write;
 	g->count++;
@@ -185,9 +203,9 @@ static uint8_t access_operand(struct plan *p, unsigned i)
 	for (unsigned k = 0; k < in->nops; k++)
 		if (in->ops[k].kind == OPK_MEM)
 			o = &in->ops[k];
-	if (!o || !o->size || o->size > 64 || mem_align(in, o->size) > 1 || (in->row->attr & ROW_VSIB))
+	if (!o || !o->size || o->size > 64 || (in->row->attr & ROW_VSIB))
 		return 0;
-	return access_add(p, i, in->mem.base, in->mem.disp, o->size, o->write || in->lock);
+	return access_add(p, i, in->mem.base, in->mem.disp, o->size, mem_align(in, o->size), o->write || in->lock);
 }
 
 static void accesses(struct plan *p, unsigned i)
@@ -201,13 +219,13 @@ static void accesses(struct plan *p, unsigned i)
 		return;
 	switch (in->op) {
 	case X86_PUSH: case X86_CALL: case X86_PUSHF:
-		bi->group_stack = access_add(p, i, REG_RSP, -8, 8, true);
+		bi->group_stack = access_add(p, i, REG_RSP, -8, 8, 1, true);
 		break;
 	case X86_POP: case X86_RET:
-		bi->group_stack = access_add(p, i, REG_RSP, 0, 8, false);
+		bi->group_stack = access_add(p, i, REG_RSP, 0, 8, 1, false);
 		break;
 	case X86_LEAVE:
-		bi->group_mem = access_add(p, i, REG_RBP, 0, 8, false);
+		bi->group_mem = access_add(p, i, REG_RBP, 0, 8, 1, false);
 		break;
 	default:
 		break;
@@ -236,6 +254,7 @@ static bool worth_it(const struct block_build *b, struct group *g)
 {
 	bool dead = head_find(b, g);
 
+	g->lo -= (g->lo - g->aligned_at) & (g->align - 1);	/* stays in its page if that is aligned */
 	return g->count > 1 || (dead && g->head != g->first);
 }
 
@@ -254,6 +273,8 @@ void groups_plan(struct block_build *b)
 		memcpy(b->values[i], p.now, sizeof p.now);
 		accesses(&p, i);
 		step(&p, &b->insns[i].in);
+		if (b->insns[i].in.op == X86_JCC)
+			p.branch = i + 1;
 	}
 	for (unsigned i = 0; i < b->group_count; i++)
 		keep[i] = worth_it(b, &b->groups[i]);
@@ -283,7 +304,6 @@ void groups_check(struct block_build *b, unsigned i)
 	for (unsigned k = 0; k < b->group_count; k++) {
 		const struct group *g = &b->groups[k];
 		if (g->count && g->head == i)
-			mem_check_group(b, &b->insns[i], k, g->lo - b->values[i][g->base].delta, (unsigned)(g->hi - g->lo),
-					g->write);
+			mem_check_group(b, &b->insns[i], k, g->lo - b->values[i][g->base].delta, (unsigned)(g->hi - g->lo));
 	}
 }

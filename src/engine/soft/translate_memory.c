@@ -164,7 +164,26 @@ static void host_address(struct block_build *b, bool write)
 	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
 }
 
-void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned index, int32_t disp, unsigned size, bool write)
+/* What check() made is a group's. */
+static void stub_of_group(struct block_build *b)
+{
+	struct stub *s = &b->stubs[b->stub_count - 1];
+
+	s->kind = STUB_GROUP;
+	s->data.flags |= EXIT_GROUP;
+}
+
+/* T0: where a group begins in its page. */
+static void group_align(struct block_build *b, struct block_insn *bi, unsigned align, bool live)
+{
+	struct stub first = b->stubs[b->stub_count - 1];
+
+	align_check(b, bi, align, live);
+	first.from = b->stubs[b->stub_count - 1].from;
+	b->stubs[b->stub_count - 1] = first;
+}
+
+void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned index, int32_t disp, unsigned size)
 {
 	struct emitter *e = &b->e;
 	struct group *g = &b->groups[index];
@@ -175,10 +194,11 @@ void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned inde
 	flags_park(b, bi, H_T1);
 	again = e->p;
 	emit_op_mem(e, true, 0x8d, H_T0, hm_base(host_reg_of(g->base), disp));	/* lea */
-	check(b, bi, size, 1, write, retry, again, live);
-	b->stubs[b->stub_count - 1].kind = STUB_GROUP;
-	b->stubs[b->stub_count - 1].data.flags |= EXIT_GROUP;
-	emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
+	check(b, bi, size, g->align, g->write, retry, again, live);
+	stub_of_group(b);
+	if (g->align > 1 && g->align < size)
+		group_align(b, bi, g->align, live);
+	emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, g->write, addend)));
 	emit_store(e, H_T1, hm_gs(OFF_HOT(group) + 8 * index));
 	b->addend_group = (uint8_t)(index + 1);
 }
@@ -189,7 +209,7 @@ static struct host_mem group_operand(struct block_build *b, unsigned group, unsi
 	ASSERT(b->groups[group - 1].checked);
 	if (b->addend_group != group)
 		emit_load(&b->e, H_T1, hm_gs(OFF_HOT(group) + 8 * (group - 1)));
-	b->addend_group = 0;
+	b->addend_group = (uint8_t)group;
 	return (struct host_mem){ (uint8_t)host_reg_of(base), H_T1, 0, false, disp };
 }
 

@@ -30,7 +30,8 @@
 #include "engine/soft/translate.h"
 #include "host/execmem.h"
 
-#define BLOCK_INSNS 48
+#define BLOCK_INSNS 144	/* where no branch is among the first 48 */
+#define BLOCK_INSNS_BRANCHED 48
 #define EMIT_SLACK (64 * 1024)		/* upper bound of one block's host code */
 /* A VM's vCPUs share out CODE_BYTES_ALL, within these limits: a large compiler's code takes some 190 MiB. Memory is only
  * touched as it is used. */
@@ -227,8 +228,8 @@ struct stub {
 	uint8_t *retry;		/* MISS, FPU */
 	uint8_t *again;		/* MISS: as retry, but flags are as they are at the check */
 };
-#define STUB_MAX 512
-#define DECODE_MEMO 128		/* a power of two */
+#define STUB_MAX 1024
+#define DECODE_MEMO 256		/* a power of two */
 
 /* What a register holds: a value that is not known, plus a number that is. */
 struct value { uint32_t id; int32_t delta; };
@@ -238,6 +239,8 @@ struct value { uint32_t id; int32_t delta; };
 struct group {
 	uint32_t id;
 	int32_t lo, hi;
+	int32_t aligned_at;		/* value + this must be aligned, if align is above 1 */
+	uint8_t align;
 	bool write, checked;		/* checked: the check was emitted */
 	uint8_t base;			/* the register of its first access */
 	uint8_t first, head;		/* instructions: the first access, and before which one the check stands */
@@ -265,6 +268,7 @@ struct block_build {
 	struct group groups[GROUP_MAX];
 	unsigned group_count;
 	uint8_t addend_group;		/* 1 + the group whose addend T1 holds; 0: none */
+	bool t1_kept;			/* by the last instruction: whatever lost T1 has said so in addend_group */
 	uint8_t flags_at;		/* FLAGS_*, where what was emitted so far leaves them */
 	bool fpu_checked;
 	bool undecoded;			/* what follows is no whole instruction */
@@ -390,8 +394,8 @@ enum insn_result string_translate(struct block_build *b, struct block_insn *bi);
 /* --- translate_memory.c --- */
 /* The way to tlb_refill(). */
 void mem_emit_refills(struct vcpu *v, struct emitter *e);
-/* Checks [guest base + disp, ... + size) for a group and leaves the addend in its slot. */
-void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned index, int32_t disp, unsigned size, bool write);
+/* Checks [guest base + disp, ... + size) for a group, and that it begins aligned, and leaves the addend in its slot. */
+void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned index, int32_t disp, unsigned size);
 /* The alignment that the instruction demands of its operand, at least 1. */
 unsigned mem_align(const struct insn *in, unsigned size);
 /* T0: linear address; n bytes from it, n in RCX elements of `size` bytes or one. Leaves the host's addend in T1. */

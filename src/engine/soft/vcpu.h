@@ -49,7 +49,7 @@ enum { REQUEST_KICK = 1, REQUEST_LAYOUT = 2 /* the map's layout is another */, R
 #define TRANSLATE_MODES 32
 enum { FSGSBASE_LA48 = 1, FSGSBASE_LA57 };
 #define SYSCALL_LA57 4u
-#define TRANSLATE_GROUPS 8
+#define TRANSLATE_GROUPS 16
 #define PAGE_CELLS 32768u
 struct vcpu_hot {
 	uint64_t page;			/* linear address of the page the running block lies in */
