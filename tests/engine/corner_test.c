@@ -122,11 +122,70 @@ static void test_layout(void **state)
 	machine_fini(&m);
 }
 
+/* Code at CODE is written through one address or another before it is watched, called, and written through both: each time
+ * the call must see it. */
+#define CODE 0x100000u
+enum { LOW_FIRST = 1, FLUSH = 2, HIGH_TOO = 4 };
+
+static unsigned put(uint8_t *p, const void *bytes, unsigned n)
+{
+	memcpy(p, bytes, n);
+	return n;
+}
+
+static unsigned put_store(uint8_t *p, bool high, uint8_t value)
+{
+	const uint8_t store[] = { 0xc7, high ? 0x43 : 0x41, 1, value, 0, 0, 0 };	/* mov dword [rcx or rbx + 1], value */
+
+	return put(p, store, sizeof store);
+}
+
+static void writers_program(uint8_t *p, unsigned how)
+{
+	static const uint8_t rbx[] = { 0x48, 0xbb }, flush[] = { 0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8 };
+	static const uint8_t call_esi[] = { 0xff, 0xd1, 0x89, 0xc6 }, call_edi[] = { 0xff, 0xd1, 0x89, 0xc7 }, call_hlt[] = { 0xff, 0xd1, 0xf4 };
+	const uint64_t high = HIGH + CODE;
+
+	p += put(p, rbx, sizeof rbx);
+	p += put(p, &high, sizeof high);
+	if (how & LOW_FIRST)
+		p += put_store(p, false, 1);
+	if (how & FLUSH)
+		p += put(p, flush, sizeof flush);
+	if (how & HIGH_TOO)
+		p += put_store(p, true, 1);
+	p += put(p, call_esi, sizeof call_esi);
+	p += put_store(p, how & LOW_FIRST, 2);
+	p += put(p, call_edi, sizeof call_edi);
+	p += put_store(p, !(how & LOW_FIRST), 3);
+	p += put(p, call_hlt, sizeof call_hlt);
+}
+
+static void test_writers_of_code(void **state)
+{
+	static const uint8_t code[] = { 0xb8, 1, 0, 0, 0, 0xc3 };	/* mov eax, 1; ret */
+
+	for (unsigned how = 1; how < 8; how++) {
+		struct machine m;
+		struct x86_state s;
+
+		machine_init(&m, false);
+		memcpy(ram(&m, CODE), code, sizeof code);
+		writers_program(ram(&m, PAGE), how);
+		run_at(&m, PAGE, CODE, &s);
+		assert_int_equal(s.activity, ACTIVITY_HALTED);
+		assert_int_equal(s.gpr[REG_RSI], 1);
+		assert_int_equal(s.gpr[REG_RDI], 2);
+		assert_int_equal(s.gpr[REG_RAX], 3);
+		machine_fini(&m);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_branches_out), cmocka_unit_test(test_branches_out_interpreter),
-		cmocka_unit_test(test_layout),
+		cmocka_unit_test(test_layout), cmocka_unit_test(test_writers_of_code),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,7 +7,7 @@
  *     set its bit in writers; fence; lines set? then no write entry
  *
  * Of each pair at least one side sees the other, so a byte read after code_watch() is either final or its
- * change bumps the version.
+ * change bumps the version. The version that belongs to bytes is the one that was read before code_watch().
  */
 #include "engine/soft/soft.h"
 
@@ -28,36 +28,48 @@ void vcpu_drop_writes(struct vcpu *t)
 		sched_yield();
 }
 
-/* The waiter counts as being at a safe point itself, so that two who wait for each other both go on. */
-static void drop_writers(struct vcpu *v, const struct page_info *pi, uint32_t writers)
+/* The page's entries for writing go, in every vCPU that has some. */
+static void drop_writers(struct vcpu *v, const struct page_info *pi)
 {
+	struct code_page *cp = &v->en->code[pi->ram_page];
+	/* In this order: who adds an entry says so in writers first. If place does not have it yet, writers has it now. */
+	uint64_t place = atomic_exchange(&cp->place, PLACE_NONE);
+	uint32_t writers = atomic_exchange(&cp->writers, 0);
+
+	for (unsigned i = 0; i < SOFT_MAX_VCPUS; i++)
+		if ((writers >> i & 1) && v->en->vcpu[i] && v->en->vcpu[i] != v)
+			vcpu_drop_writes(v->en->vcpu[i]);
+	if (writers >> v->w.index & 1)
+		tlb_drop_writes(v, pi->rw_hva, place);
+}
+
+/* One vCPU at a time, so that nobody takes lines for watched whose writers are still being waited for. A waiter counts as
+ * being at a safe point itself, so that two who wait for each other both go on. */
+static void watch_lines(struct vcpu *v, const struct page_info *pi, uint64_t mask)
+{
+	struct soft_engine *en = v->en;
 	struct interp *ip = interp_of(v);
 	bool was_running = atomic_load(&ip->running);
 
 	atomic_store(&ip->running, false);
-	for (unsigned i = 0; i < SOFT_MAX_VCPUS; i++)
-		if ((writers >> i & 1) && v->en->vcpu[i] && v->en->vcpu[i] != v)
-			vcpu_drop_writes(v->en->vcpu[i]);
+	pthread_mutex_lock(&en->watch_lock);
+	atomic_store(&en->watching, true);
+	if (!atomic_fetch_or(&en->code[pi->ram_page].lines, mask))
+		map_code_set(en->map, pi->ram_page, true);
+	atomic_thread_fence(memory_order_seq_cst);
+	drop_writers(v, pi);
+	atomic_store(&en->watching, false);
+	pthread_mutex_unlock(&en->watch_lock);
 	atomic_store(&ip->running, was_running);
-	if (writers >> v->w.index & 1)
-		tlb_drop_writes(v, pi->rw_hva);
 	vcpu_service(v);
 }
 
 void code_watch(struct vcpu *v, const struct page_info *pi, unsigned first, unsigned last)
 {
-	struct code_page *cp = &v->en->code[pi->ram_page];
 	uint64_t mask = line_mask(first, last);
-	uint32_t writers;
 
-	if ((atomic_load(&cp->lines) & mask) == mask)
-		return;
-	if (!atomic_fetch_or(&cp->lines, mask))
-		map_code_set(v->en->map, pi->ram_page, true);
-	atomic_thread_fence(memory_order_seq_cst);
-	writers = atomic_exchange(&cp->writers, 0);
-	if (writers)
-		drop_writers(v, pi, writers);
+	if ((atomic_load(&v->en->code[pi->ram_page].lines) & mask) != mask || atomic_load(&v->en->watching))
+		watch_lines(v, pi, mask);
 }
 
 void code_wrote(struct soft_engine *en, uint32_t ram_page, unsigned first, unsigned last)
@@ -70,9 +82,9 @@ void code_wrote(struct soft_engine *en, uint32_t ram_page, unsigned first, unsig
 	if (!(hit & atomic_load(&cp->lines)))
 		return;
 	/* All code of the page goes, so that a page that once held code does not stay slow to write. Lines
-	 * before version: whoever reads the new version finds the lines clear and watches them anew. */
+	 * before version: whoever reads the new version finds the lines clear and watches them anew. The map's mark
+	 * stays, since somebody may be setting lines at this moment. */
 	hit = atomic_exchange(&cp->lines, 0);
-	map_code_set(en->map, ram_page, false);
 	atomic_fetch_add(&cp->version, 1);
 	if (en->code_invalidated)
 		en->code_invalidated(en, ram_page, hit);

@@ -165,7 +165,7 @@ void vcpu_service(struct vcpu *v)
 {
 	if (!(atomic_load(&v->request) & REQUEST_DROP_WRITES))
 		return;
-	tlb_drop_writes(v, NULL);
+	tlb_drop_writes(v, NULL, PLACE_MANY);
 	/* Only now: who waits for the bit to go may rely on what it asked for. */
 	atomic_fetch_and(&v->request, ~(uint32_t)REQUEST_DROP_WRITES);
 }
@@ -471,6 +471,7 @@ static int soft_create(struct engine **out, const struct engine_config *cfg, str
 		return ret;
 	}
 	pthread_mutex_init(&en->split_lock, NULL);
+	pthread_mutex_init(&en->watch_lock, NULL);
 	if (!en->interpret_only) {
 		en->translator = translator_new(en, e);
 		en->code_invalidated = translate_invalidate;
@@ -486,6 +487,7 @@ static void soft_destroy(struct engine *eng)
 	struct soft_engine *en = &eng->soft;
 
 	translator_free(en->translator);
+	pthread_mutex_destroy(&en->watch_lock);
 	pthread_mutex_destroy(&en->split_lock);
 	fp_stubs_free(en->fp_stubs);
 	munmap(en->code, (en->ram_pages + 1) * sizeof(*en->code));

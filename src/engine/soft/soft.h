@@ -22,6 +22,7 @@ struct code_page {
 	_Atomic uint64_t lines;		/* 64-byte lines from which code was decoded or translated */
 	_Atomic uint32_t version;	/* bumped when such a line is written: older code is stale */
 	_Atomic uint32_t writers;	/* vCPUs that may hold a TLB entry allowing writes */
+	_Atomic uint64_t place;		/* where those entries are: tlb.h */
 };
 
 #define TSC_SHIFT 48
@@ -43,6 +44,8 @@ struct soft_engine {
 	struct translator *translator;	/* NULL: interpret only */
 	struct fp_stubs *fp_stubs;	/* engine/soft/fp_stub.h */
 	struct code_page *code;		/* [ram_pages] */
+	pthread_mutex_t watch_lock;	/* of code_watch() */
+	_Atomic bool watching;		/* and somebody has it */
 	uint64_t ram_pages;
 	/* The translator's hook: this RAM page's code was written to; all of it is stale and no longer
 	 * watched. lines: what was watched. Any thread. */
@@ -51,12 +54,13 @@ struct soft_engine {
 
 /* --- code.c: self- and cross-modifying code --- */
 
-/* Called by a vCPU before it reads code bytes [first, last] of a RAM page (page offsets). After it returns every write to
- * those lines, by anybody, bumps the page's version. The caller is at a block boundary (holds no host
+/* Called by a vCPU before it reads code bytes [first, last] of a RAM page (page offsets), and after it has read the page's
+ * version. After it returns every write to those lines, by anybody, bumps the version. The caller is at a block boundary (holds no host
  * pointer from the TLB): it may wait for other vCPUs to drop their TLB entries. */
 void code_watch(struct vcpu *v, const struct page_info *pi, unsigned first, unsigned last);
-/* Forgets this vCPU's permission to write the page at rw_hva past the slow path; NULL: any page. */
-void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva);
+/* Forgets this vCPU's permission to write the page at rw_hva past the slow path; NULL: any page. place: its
+ * code_page.place. */
+void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva, uint64_t place);
 /* After [first, last] of a page has been written, by a vCPU or by a device. */
 void code_wrote(struct soft_engine *en, uint32_t ram_page, unsigned first, unsigned last);
 static inline uint32_t code_version(struct soft_engine *en, uint32_t ram_page)

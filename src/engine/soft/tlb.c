@@ -267,10 +267,73 @@ static void write_forget(struct vcpu *v, unsigned mode, unsigned index, uint64_t
 		t->tag = tlb_invalid(index);
 }
 
-void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva)
+/* One page's entries, and what would bring them back. */
+static void place_forget(struct vcpu *v, uint64_t hva, uint64_t place)
+{
+	uint64_t va = place_va(place);
+	unsigned tag = place & 0x1fff;
+
+	for (unsigned mode = 0; mode < TLB_MODES; mode++) {
+		struct walk_entry *e = walk_slot(walks_of(v), va | mode, tag);
+		write_forget(v, mode, tlb_index(va), hva);
+		if (e->va_kind == (va | mode) && e->tag == tag)
+			e->write_stamp = 0;
+	}
+}
+
+/* Does the page have an entry there, or would one come back by what is remembered? */
+static bool place_alive(struct vcpu *v, uint64_t hva, uint64_t place)
+{
+	struct walk_cache *w = walks_of(v);
+	uint64_t va = place_va(place);
+	unsigned tag = place & 0x1fff;
+
+	for (unsigned mode = 0; mode < TLB_MODES; mode++) {
+		const struct walk_entry *e = walk_slot(w, va | mode, tag);
+		const struct tlb_entry *t = &v->tlb[mode][TLB_WRITE][tlb_index(va)];
+		if (t->tag + t->addend == hva)
+			return true;
+		if (e->va_kind == (va | mode) && e->tag == tag && e->write_stamp > w->writes_dropped && walk_fresh(w, e))
+			return true;
+	}
+	return false;
+}
+
+/* Another place than the one that is noted. If that is no more, and nobody else's, the new one takes over; many in between,
+ * so that a vCPU which found the old one there has said in writers by now that it writes. */
+static bool place_move(struct vcpu *v, struct code_page *cp, uint64_t hva, uint64_t was, uint64_t place)
+{
+	uint64_t many = PLACE_MANY;
+
+	if (!atomic_compare_exchange_strong(&cp->place, &was, PLACE_MANY))
+		return false;
+	if (atomic_load(&cp->writers) != 1u << v->w.index || place_alive(v, hva, was))
+		return true;
+	return atomic_compare_exchange_strong(&cp->place, &many, place);
+}
+
+void tlb_place_note(struct vcpu *v, uint32_t ram_page, const uint8_t *rw_hva, uint64_t place)
+{
+	struct code_page *cp = &v->en->code[ram_page];
+	uint64_t now = atomic_load(&cp->place), none = PLACE_NONE;
+
+	while (now != place && now != PLACE_MANY) {
+		if (now == PLACE_NONE ? atomic_compare_exchange_strong(&cp->place, &none, place) :
+					place_move(v, cp, (uint64_t)(uintptr_t)rw_hva, now, place))
+			return;
+		now = atomic_load(&cp->place);
+		none = PLACE_NONE;
+	}
+}
+
+void tlb_drop_writes(struct vcpu *v, const uint8_t *rw_hva, uint64_t place)
 {
 	struct walk_cache *w = walks_of(v);
 
+	if (place != PLACE_MANY && place != PLACE_NONE) {
+		place_forget(v, (uint64_t)(uintptr_t)rw_hva, place);
+		return;
+	}
 	w->writes_dropped = ++w->clock;
 	tlb_sweep(v, write_forget, (uint64_t)(uintptr_t)rw_hva);
 }

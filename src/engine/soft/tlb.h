@@ -67,6 +67,23 @@ static inline bool walk_fresh(const struct walk_cache *w, const struct walk_entr
 
 static inline unsigned current_pcid(const struct vcpu *v) { return v->s.cr4 & CR4_PCIDE ? v->s.cr3 & 0xfff : 0; }
 
+/*
+ * code_page.place: the one linear page and tag by which a page of RAM was entered for writing since its code was last
+ * watched, in any vCPU and mode. Whoever watches its code finds the entries there, and need not search for them.
+ *
+ *   63: 1 | 59..15: bits 56..12 of the address | 12..0: tag
+ */
+#define PLACE_NONE 0ull
+#define PLACE_MANY (~0ull)		/* more than one, and so anywhere */
+static inline uint64_t tlb_place(const struct vcpu *v, uint64_t va, bool global)
+{
+	return 1ull << 63 | (va >> GUEST_PAGE_SHIFT) << 19 >> 4 | (global ? WALK_GLOBAL : current_pcid(v));
+}
+static inline uint64_t place_va(uint64_t place)
+{
+	return (uint64_t)((int64_t)(place << 4) >> 19) << GUEST_PAGE_SHIFT;
+}
+
 static inline void tlb_list(struct walk_cache *w, unsigned mode, unsigned index)
 {
 	if (w->list_count >= TLB_LIST) {
@@ -98,6 +115,8 @@ void tlb_init(struct vcpu *v);
 bool tlb_walk(struct vcpu *v, unsigned kind, uint64_t va, bool write, struct mmu_result *out, uint32_t *error);
 /* After tlb_walk(): what v->tlb was told of that page. */
 void tlb_remember(struct vcpu *v, unsigned kind, uint64_t va, bool global, uint64_t addend, bool write);
+/* Before a page gets an entry for writing at `place`, and after code_page.writers has this vCPU. */
+void tlb_place_note(struct vcpu *v, uint32_t ram_page, const uint8_t *rw_hva, uint64_t place);
 /* For translated code: fills v->tlb[mode] for an access to `va` that missed from what is remembered; false: C has to
  * look, by mem_fill(). Uses general registers only, so that the guest's vector state may be live (tlb_refill.c). */
 bool tlb_refill_read(struct vcpu *v, uint64_t va, unsigned mode);

@@ -405,8 +405,8 @@ static uint32_t code_take(struct block_build *b, const struct page_info *pi)
 	b->end = block_extent(b);
 	if (b->end == start)
 		b->end = start + 15 < GUEST_PAGE_SIZE ? start + 15 : GUEST_PAGE_SIZE;
-	code_watch(b->v, pi, start, b->end - 1);
 	version = code_version(b->v->en, pi->ram_page);
+	code_watch(b->v, pi, start, b->end - 1);
 	if (memcmp(b->code + start, pi->ro_hva + start, b->end - start))
 		code_copy(b, pi, start, b->end);
 	if (GUEST_PAGE_SIZE - b->end < 15) {	/* the crossing instruction's first part */
@@ -504,10 +504,10 @@ struct tblock *block_crossing(struct vcpu *v, uint64_t gpa, uint64_t next_gpa, u
 		return k;
 	build_begin(v, start, mode);
 	b->plain = true;	/* there is no plain block to go to */
-	code_watch(v, &p1, start, GUEST_PAGE_SIZE - 1);
-	code_watch(v, &p2, 0, 14);
 	version1 = code_version(v->en, p1.ram_page);
 	version2 = code_version(v->en, p2.ram_page);
+	code_watch(v, &p1, start, GUEST_PAGE_SIZE - 1);
+	code_watch(v, &p2, 0, 14);
 	memcpy(b->code + start, p1.ro_hva + start, n);
 	memcpy(b->code + GUEST_PAGE_SIZE, p2.ro_hva, 15);
 	if (insn_decode(&bi->in, b->code + start, 15, b->insn_mode) != DECODE_OK)
