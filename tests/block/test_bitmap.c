@@ -310,21 +310,57 @@ static void test_resize(void **state)
 	assert_int_equal(block_bitmap_add(d->b, "fine", 512, &e), 0);
 	put(d, SIZE - GRAN, GRAN);
 	assert_int_equal(block_resize(d->b, 5 * SIZE, 0, &e), 0);
-	assert_int_equal(dirty(d, "b"), GRAN);
-	put(d, 5 * SIZE - 512, 512);
-	assert_int_equal(dirty(d, "b"), 2 * GRAN);
+	assert_int_equal(dirty(d, "b"), GRAN + 4 * SIZE);
 	disk_close(d);
 	check("a.qcow2");
 	disk_open(d, "a.qcow2", &rw);
-	assert_int_equal(dirty(d, "b"), 2 * GRAN);
-	assert_int_equal(dirty(d, "fine"), GRAN + 512);
+	assert_int_equal(dirty(d, "b"), GRAN + 4 * SIZE);
+	assert_int_equal(dirty(d, "fine"), GRAN + 4 * SIZE);
+	assert_int_equal(block_bitmap_clear(d->b, "b", &e), 0);
+	put(d, 5 * SIZE - 512, 512);
+	assert_int_equal(dirty(d, "b"), GRAN);
 	assert_int_equal(block_resize(d->b, SIZE / 2, BLOCK_SHRINK, &e), 0);
 	assert_int_equal(dirty(d, "b"), 0);
 	disk_close(d);
 	check("a.qcow2");
 }
 
+/* What was cut off reads as zeroes when the disk has grown again; a backup has something else there. */
+static void test_cut_and_grown(void **state)
+{
+	struct disk *d = *state;
+	struct error e;
+
+	disk_open(d, "a.qcow2", &rw);
+	put(d, SIZE - GRAN, GRAN);
+	add(d, "b");
+	assert_int_equal(block_resize(d->b, SIZE / 2, BLOCK_SHRINK, &e), 0);
+	disk_close(d);
+	disk_open(d, "a.qcow2", &rw);
+	assert_int_equal(block_resize(d->b, SIZE, 0, &e), 0);
+	assert_int_equal(dirty(d, "b"), SIZE / 2);
+	disk_close(d);
+	check("a.qcow2");
+}
+
 /* --- snapshots: going back changes all --- */
+
+/* Also where the snapshot is of a larger disk. */
+static void test_larger_snapshot(void **state)
+{
+	struct disk *d = *state;
+	struct error e;
+
+	disk_open(d, "a.qcow2", &rw);
+	put(d, SIZE - GRAN, GRAN);
+	assert_int_equal(block_snapshot_create(d->b, "s", &e), 0);
+	assert_int_equal(block_resize(d->b, SIZE / 2, BLOCK_SHRINK, &e), 0);
+	add(d, "b");
+	assert_int_equal(block_snapshot_apply(d->b, "s", &e), 0);
+	assert_int_equal(dirty(d, "b"), SIZE);
+	disk_close(d);
+	check("a.qcow2");
+}
 
 static void test_snapshot_apply(void **state)
 {
@@ -377,6 +413,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_exact_after_closing), T(test_changes), T(test_refused), T(test_too_much_after_a_crash),
 		T(test_crash_of_another_program), T(test_killed_qemu), T(test_made_by_qemu), T(test_resize),
+		T(test_cut_and_grown), T(test_larger_snapshot),
 		T(test_snapshot_apply), T(test_damaged_directory),
 	};
 

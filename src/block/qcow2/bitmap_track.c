@@ -231,10 +231,14 @@ static int all_in_use(struct qcow2 *q)
 	return ret ? ret : node_co_flush(q->file);
 }
 
+/* What is added counts as changed: the disk may have been cut off there before, or goes back to a snapshot. */
 static int resize_one(struct qcow2 *q, struct bitmap *m, uint64_t size_bytes)
 {
+	uint64_t old = m->bits.size_bytes;
 	int ret = dirty_resize(&m->bits, size_bytes);
 
+	if (!ret && size_bytes > old && bitmap_tracks(m))
+		dirty_set(&m->bits, old, size_bytes - old);
 	if (!ret)
 		ret = dirty_resize(&m->safe, size_bytes);
 	if (!ret)
