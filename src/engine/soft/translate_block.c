@@ -51,19 +51,48 @@ static bool insn_is_last(const struct insn *in)
 /* May the block go on behind it? */
 static bool insn_falls_through(const struct insn *in) { return in->op == X86_JCC || in->op == X86_CALL; }
 
-/* Where the scan of instructions from `start` ends. */
-static unsigned block_extent(struct block_build *b)
+/* What one of the block's own branches jumps to, further on: there it ends, so that this will be one block, not two. */
+static void cut_note(struct block_build *b, const struct insn *in, unsigned next)
+{
+	int64_t target = next + (int64_t)in->imm;
+
+	if ((in->op == X86_JCC || in->op == X86_JMP) && in->ops[0].kind == OPK_REL && target >= next && target < b->cut)
+		b->cut = (unsigned)target;
+}
+
+/* Where instructions end that are decoded one behind the other, up to b->cut: at most what a block of `most` may have and
+ * LOOK_AHEAD. */
+static unsigned scan(struct block_build *b, unsigned at, unsigned most)
 {
 	const struct insn *in;
-	unsigned at = b->start, most = BLOCK_INSNS;
 
-	for (unsigned i = 0; i < most + LOOK_AHEAD && (in = decode_at(b, at)); i++) {
+	for (unsigned i = 0; i < most + LOOK_AHEAD && at != b->cut && (in = decode_at(b, at)); i++) {
 		at += in->len;
+		cut_note(b, in, at);
+		if (at > b->cut)		/* it lies inside of an instruction */
+			b->cut = GUEST_PAGE_SIZE;
 		if (!insn_is_last(in))
 			continue;
 		if (!insn_falls_through(in))
 			break;
-		most = i < BLOCK_INSNS_BRANCHED ? BLOCK_INSNS_BRANCHED : i + 1;
+		if (most > BLOCK_INSNS_BRANCHED)
+			most = i < BLOCK_INSNS_BRANCHED ? BLOCK_INSNS_BRANCHED : i + 1;
+	}
+	return at;
+}
+
+/* Where what is decoded ends: behind the block, and what is looked at ahead. Finds b->cut. */
+static unsigned block_extent(struct block_build *b)
+{
+	unsigned at, cut;
+
+	b->cut = GUEST_PAGE_SIZE;
+	at = scan(b, b->start, BLOCK_INSNS);
+	cut = b->cut;
+	if (at == cut) {
+		b->cut = GUEST_PAGE_SIZE;
+		at = scan(b, at, 0);
+		b->cut = cut;
 	}
 	return at;
 }
@@ -145,7 +174,7 @@ static unsigned insn_at(const struct block_build *b, int64_t offset)
 	return 0;
 }
 
-/* Ends the block before what one of its own branches jumps to, so that it will be one block, not two. */
+/* Ends the block before what one of its own branches jumps back to: cut_note() has those that jump on. */
 static void block_cut(struct block_build *b)
 {
 	for (unsigned i = 0; i < b->count; i++) {
@@ -167,7 +196,7 @@ static void block_decode(struct block_build *b)
 
 	b->count = 0;
 	b->undecoded = false;
-	while (b->count < most) {
+	while (b->count < most && at != b->cut) {
 		struct block_insn *bi = &b->insns[b->count];
 		const struct insn *in = decode_at(b, at);
 		b->undecoded = !in || at + in->len > b->end;
@@ -327,7 +356,6 @@ void build_begin(struct vcpu *v, unsigned start, unsigned mode)
 	b->flags_at = FLAGS_HOST;
 	b->fpu_checked = false;
 	b->start = start;
-	b->stamp++;
 }
 
 /* Would the block, which does not set flags first, have to park them before it has any use for them? */
@@ -386,10 +414,14 @@ static void build_end(struct block_build *b, struct tblock *k, enum block_head h
 		perf_block(b, k, t->mem.rw + used, t->mem.rw + cold, t->mem.rw + t->cold_used);
 }
 
-/* Copies the page's bytes from `first` up to `end`; all that was decoded is forgotten. */
+/* Copies the page's bytes from `first` up to `end`. What was decoded stays as long as they are what they were, so that a
+ * block finds what the one before it looked at. */
 static void code_copy(struct block_build *b, const struct page_info *pi, unsigned first, unsigned end)
 {
+	if (b->memo_mode == b->insn_mode && !memcmp(b->code + first, pi->ro_hva + first, end - first))
+		return;
 	memcpy(b->code + first, pi->ro_hva + first, end - first);
+	b->memo_mode = b->insn_mode;
 	b->stamp++;
 }
 
@@ -397,7 +429,7 @@ static void code_copy(struct block_build *b, const struct page_info *pi, unsigne
  * page's code version that they belong to. */
 static uint32_t code_take(struct block_build *b, const struct page_info *pi)
 {
-	const unsigned most = (BLOCK_INSNS + LOOK_AHEAD + 1) * 15;
+	const unsigned most = (BLOCK_INSNS + 2 * LOOK_AHEAD + 1) * 15;
 	unsigned start = b->start, room = GUEST_PAGE_SIZE - start;
 	uint32_t version;
 
@@ -407,8 +439,7 @@ static uint32_t code_take(struct block_build *b, const struct page_info *pi)
 		b->end = start + 15 < GUEST_PAGE_SIZE ? start + 15 : GUEST_PAGE_SIZE;
 	version = code_version(b->v->en, pi->ram_page);
 	code_watch(b->v, pi, start, b->end - 1);
-	if (memcmp(b->code + start, pi->ro_hva + start, b->end - start))
-		code_copy(b, pi, start, b->end);
+	code_copy(b, pi, start, b->end);
 	if (GUEST_PAGE_SIZE - b->end < 15) {	/* the crossing instruction's first part */
 		code_watch(b->v, pi, start, GUEST_PAGE_SIZE - 1);
 		code_copy(b, pi, b->end, GUEST_PAGE_SIZE);
@@ -508,6 +539,7 @@ struct tblock *block_crossing(struct vcpu *v, uint64_t gpa, uint64_t next_gpa, u
 	version2 = code_version(v->en, p2.ram_page);
 	code_watch(v, &p1, start, GUEST_PAGE_SIZE - 1);
 	code_watch(v, &p2, 0, 14);
+	b->stamp++;
 	memcpy(b->code + start, p1.ro_hva + start, n);
 	memcpy(b->code + GUEST_PAGE_SIZE, p2.ro_hva, 15);
 	if (insn_decode(&bi->in, b->code + start, 15, b->insn_mode) != DECODE_OK)

@@ -257,7 +257,9 @@ struct block_build {
 	unsigned word;			/* bytes of a pointer or stack slot: 8 or 4 */
 	uint8_t code[GUEST_PAGE_SIZE + 16];	/* the guest's page, what was watched of it */
 	unsigned start, end;		/* offsets */
-	/* What was decoded of `code`: most offsets are asked for more than once. */
+	unsigned cut;			/* where one of its branches ends the block; GUEST_PAGE_SIZE: nowhere */
+	/* What was decoded of `code`, in memo_mode: most offsets are asked for more than once, and by several blocks. */
+	enum insn_mode memo_mode;
 	struct decode_memo { uint32_t stamp; uint16_t offset; bool ok; struct insn in; } memo[DECODE_MEMO];
 	uint32_t stamp;			/* of the memo's valid entries */
 	uint32_t index;			/* of the block */
