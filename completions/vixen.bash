@@ -118,19 +118,19 @@ _vixen_disk()
 	case ${COMP_WORDS[2]} in
 	detach) options='--timeout --help' ;;
 	list) options='--format --help' ;;
-	throttle) options='--iops --bps --iops-burst --bps-burst --group --help' ;;
-	backup) options="--background --bitmap --incremental --backing --to $encrypt --help" ;;
-	mirror) options="--background --pivot --follow --to $encrypt --help" ;;
+	throttle) options='--iops --bps --iops-burst --bps-burst --group --rate --help' ;;
+	backup) options="--background --bitmap --incremental --backing --to --rate $encrypt --help" ;;
+	mirror) options="--background --pivot --follow --to --rate $encrypt --help" ;;
 	snapshot) options="--internal $encrypt --help" ;;
 	bitmap) options='--granularity --help' ;;
-	stream | commit) options='--background --plain --help' ;;
+	stream | commit) options='--background --plain --rate --help' ;;
 	esac
 	case $prev in
 	--to) COMPREPLY=($(compgen -W 'raw qcow2' -- "$cur")); return ;;
 	--encrypt) COMPREPLY=($(compgen -W 'luks1 luks2' -- "$cur")); return ;;
 	--key-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
 	--format) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
-	--timeout | --iops | --bps | --iops-burst | --bps-burst | --group) return ;;
+	--timeout | --iops | --bps | --iops-burst | --bps-burst | --group | --rate) return ;;
 	esac
 	case $cur in
 	-*) COMPREPLY=($(compgen -W "${options:---help}" -- "$cur")) ;;

@@ -13,10 +13,13 @@
 #define VIXEN_BLOCK_JOB_H
 
 #include "block/block.h"
+#include "host/coroutine.h"
 
 struct block_job {
 	bool cancel;			/* set on the loop's thread: the job ends after the pieces under way */
 	unsigned parallel;		/* pieces under way at a time; 0: JOB_PARALLEL */
+	uint64_t rate_bytes;		/* live jobs: data copied in a second, 0: as fast as it goes; live_job_kick() after a change */
+	struct co_queue wake;		/* of live_job_kick() */
 	void (*progress)(void *opaque, uint64_t done_bytes, uint64_t total_bytes);	/* may be NULL */
 	void *opaque;
 };

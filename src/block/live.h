@@ -12,6 +12,10 @@
 #include "block/job.h"
 #include "host/coroutine.h"
 
+/* After a change of j->cancel, j->rate_bytes or live_mirror.finish of the job on b: on the loop's thread.  The job may have
+ * come to its end when it returns. */
+void live_job_kick(struct block *b, struct block_job *j);
+
 /*
  * Backup: target becomes what the disk holds now, at the moment the job starts.  What the guest writes to later is first
  * copied.  With a bitmap of the disk's format:
@@ -38,11 +42,8 @@ int live_backup(struct block_job *j, struct block *b, struct block *target, cons
 struct live_mirror {
 	bool pivot;
 	bool finish, ready;
-	struct co_queue wake;
 };
 int live_mirror(struct block_job *j, struct block *b, struct block *target, struct live_mirror *m, struct error *e);
-/* After a change of job.cancel or m->finish: on the loop's thread. */
-void live_mirror_kick(struct block *b, struct live_mirror *m);
 
 /*
  * Stream: what the backing files of the disk hold is copied into its top layer, which then names none (block.h:

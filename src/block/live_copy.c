@@ -15,17 +15,18 @@ int live_copy_init(struct live_copy *c, struct block_job *j, struct block *b, st
 	do
 		ret = dirty_init(&c->todo, block_size(b), bits);
 	while (ret == -EFBIG && bits++ < DIRTY_BITS_MAX);
-	return ret;
+	return ret ? ret : pace_init(c);
 }
 
 void live_copy_fini(struct live_copy *c)
 {
+	pace_fini(c);
 	dirty_fini(&c->todo);
 }
 
 /* --- one range --- */
 
-static int copy_data(const struct live_copy *c, uint64_t offset, uint64_t len, uint8_t *buf)
+static int copy_data(struct live_copy *c, uint64_t offset, uint64_t len, uint8_t *buf)
 {
 	int ret = 0;
 
@@ -34,11 +35,12 @@ static int copy_data(const struct live_copy *c, uint64_t offset, uint64_t len, u
 		ret = node_co_read(c->src, offset, buf, part);
 		if (!ret)
 			ret = block_co_write(c->dst, offset, buf, part);
+		live_copy_count(c, part);
 	}
 	return ret;
 }
 
-int live_copy_range(const struct live_copy *c, uint64_t offset, uint64_t len, uint8_t *buf)
+int live_copy_range(struct live_copy *c, uint64_t offset, uint64_t len, uint8_t *buf)
 {
 	int ret = 0;
 
@@ -105,11 +107,13 @@ static bool claim(struct live_copy *c, struct guard_range *r)
 	bool found;
 
 	co_lock(c->src->env->co, &c->claims);
+	pace_wait(c);
 	found = !c->ret && !c->job->cancel && dirty_next(&c->todo, c->cursor, &r->offset, &r->len);
 	if (found) {
 		max = claim_max(c, r);
 		r->len = r->len < max ? r->len : max;
 		c->cursor = r->offset + r->len;
+		c->reserved += r->len;
 		if (c->claim_clears)
 			dirty_clear(&c->todo, r->offset, r->len);
 	}
@@ -155,6 +159,8 @@ static int work(struct live_copy *c, uint8_t *buf)
 		if (ret && c->claim_clears)
 			dirty_set(&c->todo, r.offset, r.len);
 		guard_release(c->g, &r);
+		c->reserved -= r.len;
+		co_queue_wake_all(c->src->env->co, &c->job->wake);
 		if (!ret)
 			progress(c, r.len);
 		let_others(c);
@@ -168,6 +174,7 @@ static void worker(void *opaque)
 	uint8_t *buf = aligned_alloc(4096, LIVE_DATA_BYTES);
 
 	failed(c, buf ? work(c, buf) : -ENOMEM);
+	co_queue_wake_all(c->src->env->co, &c->job->wake);
 	free(buf);
 	if (!--c->workers)
 		co_queue_wake_all(c->src->env->co, &c->end);

@@ -29,6 +29,12 @@ struct live_copy {
 	unsigned workers;
 	struct co_queue end;
 	int ret;			/* the first failure: all stop */
+	/* live_pace.c */
+	struct loop_timer *timer;
+	double level;			/* bytes that may be copied now */
+	uint64_t level_ns;		/* when it was right */
+	uint64_t reserved;		/* claimed by workers, not copied yet */
+	bool unpaced;			/* the guest waits: no limit from here on */
 };
 
 /* todo: all clear, of 64 KiB granules or larger ones. */
@@ -39,7 +45,14 @@ int live_copy_run(struct live_copy *c);
 /* What of the range is left: held, copied, cleared.  For before_write. */
 void live_copy_now(struct live_copy *c, uint64_t offset, uint64_t len);
 /* src to dst, zeroes as such; buf holds LIVE_DATA_BYTES. */
-int live_copy_range(const struct live_copy *c, uint64_t offset, uint64_t len, uint8_t *buf);
+int live_copy_range(struct live_copy *c, uint64_t offset, uint64_t len, uint8_t *buf);
+/* For those who copy by themselves: so much data was copied. */
+void live_copy_count(struct live_copy *c, uint64_t data_bytes);
+
+int pace_init(struct live_copy *c);
+void pace_fini(struct live_copy *c);
+void pace_wait(struct live_copy *c);	/* until a worker may copy more */
+
 /* An error text for the job's end; cancelled: -ECANCELED without. */
 int live_end(const struct block_job *j, int ret, const char *what, struct error *e);
 

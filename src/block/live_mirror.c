@@ -44,7 +44,7 @@ static void after_write(void *job, const struct guard_write *w)
 	if (!w->held || w->ret)
 		dirty_set(&k->copy.todo, w->offset, w->len);
 	if (k->copy.ret || k->copy.todo.count)
-		co_queue_wake_all(k->b->env->co, &k->m->wake);
+		co_queue_wake_all(k->b->env->co, &k->copy.job->wake);
 }
 
 static const struct guard_ops ops = { .after_write = after_write };
@@ -72,7 +72,7 @@ static int both(struct mirror *k)
 		k->m->ready = true;
 		if (k->m->finish)
 			break;
-		co_queue_wait(k->b->env->co, &k->m->wake);
+		co_queue_wait(k->b->env->co, &k->copy.job->wake);
 	}
 	return ret;
 }
@@ -81,8 +81,10 @@ static int both(struct mirror *k)
 static int at_end(void *job)
 {
 	struct mirror *k = job;
-	int ret = live_copy_run(&k->copy);
+	int ret;
 
+	k->copy.unpaced = true;
+	ret = live_copy_run(&k->copy);
 	k->done = true;
 	if (!ret)
 		ret = block_co_flush(k->copy.dst);
@@ -145,9 +147,4 @@ int live_mirror(struct block_job *j, struct block *b, struct block *target, stru
 		error_errno(e, -ret, NULL, "mirror the disk");
 	live_copy_fini(&k.copy);
 	return ret;
-}
-
-void live_mirror_kick(struct block *b, struct live_mirror *m)
-{
-	co_queue_wake_all(b->env->co, &m->wake);
 }

@@ -30,6 +30,7 @@ static int fill(struct stream_job *k, uint64_t offset, uint64_t len, uint8_t *bu
 		ret = node_co_read(top, offset, buf, part);
 		if (!ret)
 			ret = node_co_write(top, offset, buf, part);
+		live_copy_count(&k->copy, part);
 	}
 	return ret;
 }

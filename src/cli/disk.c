@@ -76,15 +76,18 @@ static void row_show(json_t *d)
 static void job_show(json_t *job)
 {
 	const char *kind = "?", *target = NULL;
-	json_int_t done = 0, total = 0;
-	char safe[PATH_MAX];
+	json_int_t done = 0, total = 0, rate = 0;
+	char safe[PATH_MAX], fast[64] = "";
 	int ready = 0;
 	if (!job)
 		return;
-	json_unpack(job, "{s:s, s?s, s:I, s:I, s:b}", "kind", &kind, "target", &target, "done", &done, "total", &total,
-		    "ready", &ready);
-	printf("         job     %s%s%s, %d%%%s\n", kind, target ? " to " : "", target ? plain(safe, sizeof safe, target) : "",
-	       total ? (int)((double)done * 100 / (double)total) : 0, ready ? ", follows the disk" : "");
+	json_unpack(job, "{s:s, s?s, s:I, s:I, s?I, s:b}", "kind", &kind, "target", &target, "done", &done, "total", &total,
+		    "rate", &rate, "ready", &ready);
+	if (rate)
+		size_words(fast, (uint64_t)rate);
+	printf("         job     %s%s%s, %d%%%s%s%s%s\n", kind, target ? " to " : "", target ? plain(safe, sizeof safe, target) : "",
+	       total ? (int)((double)done * 100 / (double)total) : 0, ready ? ", follows the disk" : "", rate ? ", at most " : "",
+	       fast, rate ? " a second" : "");
 }
 
 static void bitmaps_show(json_t *bitmaps)
@@ -307,10 +310,11 @@ static int disk_detach(int argc, char **argv)
 
 /* --- throttle --- */
 
-struct throttle_ask { struct disk_ask ask; const char *group; struct vm_limits limits; };
+struct throttle_ask { struct disk_ask ask; const char *group; struct vm_limits limits; bool own, job; uint64_t rate_bytes; };
 
 static bool set_limit(struct throttle_ask *t, uint64_t *out, const char *option, const char *v, bool bytes)
 {
+	t->own |= out != &t->rate_bytes;
 	if (disk_limit_parse(out, v, bytes))
 		return true;
 	return usage_error(t->ask.verb, "--%s '%s' is not a %s, or 0 for no limit", option, v, bytes ? "size such as 10M" : "number");
@@ -331,6 +335,12 @@ static bool set_bps_burst(void *o, const char *v)
 {
 	return set_limit(o, &((struct throttle_ask *)o)->limits.bps_burst, "bps-burst", v, true);
 }
+static bool set_rate(void *o, const char *v)
+{
+	struct throttle_ask *t = o;
+	t->job = true;
+	return set_limit(t, &t->rate_bytes, "rate", v, true);
+}
 static bool set_group(void *o, const char *v)
 {
 	((struct throttle_ask *)o)->group = v;
@@ -346,9 +356,11 @@ static int disk_throttle(int argc, char **argv)
 		{ "iops-burst", "NUMBER", "requests at once after a pause (default: those of a tenth of a second)", set_iops_burst },
 		{ "bps-burst", "BYTES", "bytes at once after a pause (default: those of a tenth of a second)", set_bps_burst },
 		{ "group", "NAME", "the limits that all disks of this group share; instead of DISK", set_group },
+		{ "rate", "BYTES", "what the job on DISK may copy in a second; by itself", set_rate },
 		{ 0 } };
 	static const struct command c = { .verb = "disk throttle", .usage = "disk throttle VM DISK|--group NAME [OPTIONS]",
-		.about = "Sets a disk's limits, or a group's. What is not given is not limited any more.", .options = options,
+		.about = "Sets a disk's limits, or a group's: what is not given is not limited any more. With --rate: how fast the job\n"
+			 "on the disk may copy; the disk's own limits do not hold it up, and stay what they are.", .options = options,
 		.argument = set_argument };
 	struct throttle_ask t = { .ask = { .verb = c.verb, .takes_disk = "disk" } };
 	struct error e = { 0 };
@@ -356,7 +368,15 @@ static int disk_throttle(int argc, char **argv)
 
 	if (ret >= 0)
 		return ret;
-	ret = control_ask(t.ask.vm, CONTROL_disk_throttle, json_pack("{s:s*, s:s*, s:o}", "name", t.ask.disk, "group", t.group,
+	if (t.job && (t.own || t.group)) {
+		usage_error(c.verb, "--rate is the job's: it does not go with limits of the disk");
+		return EXIT_USAGE;
+	}
+	if (t.job)
+		ret = control_ask(t.ask.vm, CONTROL_disk_rate, json_pack("{s:s, s:I}", "disk", t.ask.disk, "rate",
+				  (json_int_t)t.rate_bytes), NULL, NULL, NULL, &e);
+	else
+		ret = control_ask(t.ask.vm, CONTROL_disk_throttle, json_pack("{s:s*, s:s*, s:o}", "name", t.ask.disk, "group", t.group,
 			  "limits", vm_limits_encode(&t.limits)), NULL, NULL, NULL, &e);
 	return ret ? failed(&e) : EXIT_OK;
 }

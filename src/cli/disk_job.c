@@ -10,6 +10,7 @@
 #include "block/block.h"
 #include "cli/control_client.h"
 #include "cli/disk.h"
+#include "cli/disk_option.h"
 #include "cli/image_tool.h"
 #include "cli/options.h"
 #include "cli/passphrase.h"
@@ -27,6 +28,7 @@ struct ask {
 	bool incremental, pivot, follow, background, plain;
 	enum block_encryption encrypt;
 	unsigned kdf_ms;
+	uint64_t rate_bytes;
 	uint32_t granularity;
 	/* while it runs */
 	json_t *disk;			/* of the list; a reference */
@@ -68,6 +70,11 @@ static bool set_encrypt(void *o, const char *v)
 }
 static bool set_key(void *o, const char *v) { ((struct ask *)o)->key_file = v; return true; }
 static bool set_time(void *o, const char *v) { return tool_kdf_parse(((struct ask *)o)->verb, v, &((struct ask *)o)->kdf_ms); }
+static bool set_rate(void *o, const char *v)
+{
+	struct ask *a = o;
+	return disk_limit_parse(&a->rate_bytes, v, true) || usage_error(a->verb, "--rate '%s' is not a size such as 10M", v);
+}
 static bool set_plain(void *o, const char *v) { (void)v; return ((struct ask *)o)->plain = true; }
 static bool set_bitmap(void *o, const char *v) { ((struct ask *)o)->bitmap = v; return true; }
 static bool set_backing(void *o, const char *v) { ((struct ask *)o)->backing = v; return true; }
@@ -78,6 +85,7 @@ static bool set_follow(void *o, const char *v) { (void)v; return ((struct ask *)
 static bool set_background(void *o, const char *v) { (void)v; return ((struct ask *)o)->background = true; }
 
 #define BACKGROUND { "background", NULL, "do not wait for its end: vixen disk list shows how far it is", set_background }
+#define RATE { "rate", "BYTES", "copy at most so much in a second, such as 10M; vixen disk throttle changes it", set_rate }
 #define PLAIN { "plain", NULL, "what was encrypted may be kept unencrypted", set_plain }
 #define ENCRYPT \
 	{ "encrypt", "luks1|luks2", "encrypt FILE; qcow2 takes luks1", set_encrypt }, \
@@ -89,14 +97,14 @@ static const struct option_row backup_options[] = {
 	{ "bitmap", "NAME", "begin this dirty bitmap at the moment of the backup", set_bitmap },
 	{ "incremental", NULL, "copy only what --bitmap says has changed", set_incremental },
 	{ "backing", "FILE", "of an incremental backup: the backup before it", set_backing },
-	TO, ENCRYPT, BACKGROUND, { 0 },
+	TO, ENCRYPT, RATE, BACKGROUND, { 0 },
 };
 static const struct option_row mirror_options[] = {
 	{ "pivot", NULL, "change over to FILE at the end", set_pivot },
 	{ "follow", NULL, "go on writing to both until vixen disk complete", set_follow },
-	TO, ENCRYPT, BACKGROUND, { 0 },
+	TO, ENCRYPT, RATE, BACKGROUND, { 0 },
 };
-static const struct option_row job_options[] = { PLAIN, BACKGROUND, { 0 } };
+static const struct option_row job_options[] = { PLAIN, RATE, BACKGROUND, { 0 } };
 static const struct option_row snapshot_options[] = {
 	{ "internal", "NAME", "inside the image, instead of a new one", set_internal },
 	ENCRYPT, { 0 },
@@ -527,7 +535,7 @@ static int run(const struct subcommand *s, int argc, char **argv)
 	if (!enough(s, &a))
 		return EXIT_USAGE;
 	ret = disk_get(&a);
-	a.arguments = json_pack("{s:s, s:b}", "disk", a.arg[1], "detach", a.background);
+	a.arguments = json_pack("{s:s, s:b, s:I}", "disk", a.arg[1], "detach", a.background, "rate", (json_int_t)a.rate_bytes);
 	if (!ret)
 		ret = s->run(&a);
 	if (ret == -EX_USAGE_ERROR) {

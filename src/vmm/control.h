@@ -34,7 +34,8 @@ typedef void control_handler_fn(struct vm *vm, struct control_call *call, json_t
 control_handler_fn verb_disk_attach, verb_disk_detach;		/* disks.c */
 control_handler_fn verb_disk_throttle;				/* limits.c */
 control_handler_fn verb_disk_list, verb_disk_backup, verb_disk_mirror, verb_disk_stream, verb_disk_snapshot,
-	verb_disk_commit, verb_disk_resize, verb_disk_bitmap, verb_disk_complete, verb_disk_cancel;	/* disk_jobs.c */
+	verb_disk_commit, verb_disk_resize, verb_disk_bitmap, verb_disk_complete, verb_disk_rate,
+	verb_disk_cancel;	/* disk_jobs.c */
 extern control_handler_fn *const control_handlers[CONTROL_VERBS];
 
 #endif

@@ -69,9 +69,9 @@ static json_t *job_json(const struct disk_job *k)
 {
 	if (!k)
 		return NULL;
-	return json_pack("{s:s, s:o, s:I, s:I, s:b}", "kind", k->kind, "target",
+	return json_pack("{s:s, s:o, s:I, s:I, s:I, s:b}", "kind", k->kind, "target",
 			 k->target_path ? json_string(k->target_path) : json_null(), "done", (json_int_t)k->done, "total",
-			 (json_int_t)k->total, "ready", k->mirror.ready);
+			 (json_int_t)k->total, "rate", (json_int_t)k->job.rate_bytes, "ready", k->mirror.ready);
 }
 
 /* --- the life of a job --- */
@@ -152,10 +152,12 @@ static void job_main(void *opaque)
 
 static void job_cancel(struct disk_job *k)
 {
+	struct vm_slot *s = k->slot;
+
 	k->job.cancel = true;
-	if (k->target)
+	live_job_kick(s->block, &k->job);
+	if (s->job == k && k->target)		/* else it has ended, and k is gone */
 		block_interrupt(k->target);
-	live_mirror_kick(k->slot->block, &k->mirror);
 }
 
 void disk_jobs_end(struct vm *vm)
@@ -204,6 +206,7 @@ static int job_fill(struct disk_job *k, json_t *arguments)
 	k->backup = (struct live_backup){ k->bitmap, json_is_true(json_object_get(arguments, "incremental")) };
 	k->mirror.pivot = json_is_true(json_object_get(arguments, "pivot"));
 	k->mirror.finish = !json_is_true(json_object_get(arguments, "follow"));
+	k->job.rate_bytes = (uint64_t)json_integer_value(json_object_get(arguments, "rate"));
 	k->job.progress = on_progress;
 	k->job.opaque = k;
 	if (k->slot->state != DISK_PLUGGED)
@@ -396,19 +399,19 @@ void verb_disk_list(struct vm *vm, struct control_call *call, json_t *arguments)
 	control_fail(call, -ENOMEM, &e);
 }
 
-/* {"disk", "target", "format", "bitmap"?, "incremental"?, "detach"?, "files"}, and the target's files -> {"bytes"} */
+/* {"disk", "target", "format", "bitmap"?, "incremental"?, "rate"?, "detach"?, "files"}, and the target's files -> {"bytes"} */
 void verb_disk_backup(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	start(vm, call, arguments, "backup", do_backup, TARGET_DISK);
 }
 
-/* {"disk", "target", "format", "pivot"?, "follow"?, "detach"?, "files"}, and the target's files -> {"bytes"} */
+/* {"disk", "target", "format", "pivot"?, "follow"?, "rate"?, "detach"?, "files"}, and the target's files -> {"bytes"} */
 void verb_disk_mirror(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	start(vm, call, arguments, "mirror", do_mirror, TARGET_DISK);
 }
 
-/* {"disk", "detach"?} -> {"bytes"} */
+/* {"disk", "rate"?, "detach"?} -> {"bytes"} */
 void verb_disk_stream(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	start(vm, call, arguments, "stream", do_stream, TARGET_MAYBE);
@@ -420,7 +423,7 @@ void verb_disk_snapshot(struct vm *vm, struct control_call *call, json_t *argume
 	start(vm, call, arguments, "snapshot", do_snapshot, TARGET_MAYBE);
 }
 
-/* {"disk", "target", "files"}: the backing file's path as the list has it, and the file, open for writing -> {"bytes"} */
+/* {"disk", "target", "rate"?, "files"}: the backing file's path as the list has it, and the file, open for writing -> {"bytes"} */
 void verb_disk_commit(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	start(vm, call, arguments, "commit", do_commit, TARGET_FILE);
@@ -476,6 +479,19 @@ void verb_disk_cancel(struct vm *vm, struct control_call *call, json_t *argument
 	control_reply(call, NULL);
 }
 
+/* {"disk", "rate": bytes in a second, 0: no limit} -> {} */
+void verb_disk_rate(struct vm *vm, struct control_call *call, json_t *arguments)
+{
+	struct disk_job *k = job_of(vm, call, arguments, "limit the job");
+	json_int_t rate = json_integer_value(json_object_get(arguments, "rate"));
+
+	if (!k)
+		return;
+	k->job.rate_bytes = rate < 0 ? 0 : (uint64_t)rate;
+	live_job_kick(k->slot->block, &k->job);
+	control_reply(call, NULL);
+}
+
 void verb_disk_complete(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	struct disk_job *k = job_of(vm, call, arguments, "complete the job");
@@ -489,6 +505,6 @@ void verb_disk_complete(struct vm *vm, struct control_call *call, json_t *argume
 		return;
 	}
 	k->mirror.finish = true;
-	live_mirror_kick(k->slot->block, &k->mirror);
+	live_job_kick(k->slot->block, &k->job);
 	control_reply(call, NULL);
 }

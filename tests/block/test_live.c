@@ -33,7 +33,7 @@ struct fixture {
 	struct error e;
 	int (*fn)(struct fixture *f);
 	uint8_t *model, *start;		/* what the disk holds; what it held when the job started */
-	bool stop, started;
+	bool stop, started, cancels;
 	unsigned writers, writes;
 	struct co_queue ended;
 	int job_ret;
@@ -462,7 +462,7 @@ static void mirror_job(void *opaque)
 
 static void mirror_end(struct fixture *f)
 {
-	live_mirror_kick(f->disk, &f->mirror);
+	live_job_kick(f->disk, &f->job);
 	while (f->started)
 		co_queue_wait(f->co, &f->ended);
 }
@@ -732,6 +732,80 @@ static void test_commit_cancelled_and_again(void **state)
 	commit_to(*state, "base.qcow2", true);
 }
 
+/* --- how fast: a byte a second is a job that stands still, and a guest that does not --- */
+
+static void slow_job(void *opaque)
+{
+	struct fixture *f = opaque;
+
+	f->job_ret = f->fn(f);
+	f->started = false;
+	co_queue_wake_all(f->co, &f->ended);
+}
+
+static int paced_main(void *opaque)
+{
+	struct fixture *f = opaque;
+
+	f->job.rate_bytes = 1;
+	f->started = true;
+	assert_int_equal(co_start(f->co, slow_job, f), 0);
+	guest_start(f);
+	while (f->writes < 500)
+		yield(f);
+	assert_true(f->started);
+	guest_stop(f);
+	f->job.cancel = f->cancels;
+	f->job.rate_bytes = 0;
+	live_job_kick(f->disk, &f->job);
+	while (f->started)
+		co_queue_wait(f->co, &f->ended);
+	return f->job_ret;
+}
+
+static int paced_backup(struct fixture *f) { return live_backup(&f->job, f->disk, f->target, &f->backup, &f->e); }
+static int paced_mirror(struct fixture *f)
+{
+	f->mirror.finish = true;
+	return live_mirror(&f->job, f->disk, f->target, &f->mirror, &f->e);
+}
+static int paced_stream(struct fixture *f) { return live_stream(&f->job, f->disk, &f->e); }
+
+static void test_rate_of_backup(void **state)
+{
+	struct fixture *f = *state;
+
+	prepare(f, "a.qcow2", "b.raw");
+	memcpy(f->start, f->model, SIZE);
+	f->fn = paced_backup;
+	assert_int_equal(block_run(f->loop, paced_main, f), 0);
+	close_all(f);
+	holds(f, "b.raw", f->start);
+}
+
+static void test_rate_of_mirror(void **state)
+{
+	struct fixture *f = *state;
+
+	prepare(f, "a.raw", "b.qcow2");
+	f->fn = paced_mirror;
+	assert_int_equal(block_run(f->loop, paced_main, f), 0);
+	close_all(f);
+	holds(f, "b.qcow2", f->model);
+}
+
+static void test_rate_of_stream_cancelled(void **state)
+{
+	struct fixture *f = *state;
+
+	overlay_on(f, "base.raw");
+	f->fn = paced_stream;
+	f->cancels = true;
+	assert_int_equal(block_run(f->loop, paced_main, f), -ECANCELED);
+	close_all(f);
+	holds(f, "top.qcow2", f->model);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -743,6 +817,7 @@ int main(void)
 		T(test_mirror_cancelled), T(test_one_job_at_a_time), T(test_stream),
 		T(test_stream_cancelled_and_again), T(test_stream_needs_a_backing_file),
 		T(test_snapshot), T(test_commit_of_a_snapshot), T(test_commit_to_raw), T(test_commit_cancelled_and_again),
+		T(test_rate_of_backup), T(test_rate_of_mirror), T(test_rate_of_stream_cancelled),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
