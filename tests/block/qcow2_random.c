@@ -1,7 +1,9 @@
 /*
- * qcow2_random [SEED [OPERATIONS [MIX]]]: random operations on qcow2 images of all mixes of features, by us and by
+ * qcow2_random [SEED [OPERATIONS [MIX [COUNT]]]]: random operations on qcow2 images of all mixes of features, by us and by
  * qemu-io in turn, held against a model in memory.  After each round qemu-img check must be content and qemu-img
- * convert must see the model's bytes.  Without MIX: all of them, OPERATIONS each.
+ * convert must see the model's bytes.  With every other seed QEMU does the same sequence on an image of its own, and both
+ * must compare equal.  Without MIX: all that have names, OPERATIONS each, and some that have none; "random": COUNT of
+ * the latter.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -11,66 +13,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "disk.h"
 #include "host/loop.h"
+#include "qcow2_random.h"
 
-#define SNAPSHOTS 3u
 #define BATCH 12u
 
-struct mix {
-	const char *name;
-	struct block_create c;
-	const char *qemu;		/* options: created by qemu-img */
-	uint64_t size;
-	bool snapshots, compress, backing;
-};
-
-#define MIB (1ull << 20)
-
-static const struct mix mixes[] = {
-	{ "default", { 0 }, NULL, 24 * MIB, true, true, false },
-	{ "backing", { 0 }, NULL, 24 * MIB, true, true, true },
-	{ "512", { .cluster_bytes = 512 }, NULL, 4 * MIB, true, true, true },
-	{ "512-1bit", { .cluster_bytes = 512, .refcount_bits = 1 }, NULL, 4 * MIB, false, true, true },
-	{ "512-64bit", { .cluster_bytes = 512, .refcount_bits = 64 }, NULL, 6 * MIB, true, true, false },
-	{ "4k-2bit", { .cluster_bytes = 4096, .refcount_bits = 2 }, NULL, 8 * MIB, false, true, true },
-	{ "4k-8bit", { .cluster_bytes = 4096, .refcount_bits = 8 }, NULL, 8 * MIB, true, false, true },
-	{ "2m", { .cluster_bytes = 2 << 20 }, NULL, 64 * MIB, true, true, true },
-	{ "v2", { .version = 2 }, NULL, 16 * MIB, true, true, false },
-	{ "v2-backing", { .version = 2, .cluster_bytes = 4096 }, NULL, 8 * MIB, true, true, true },
-	{ "extended", { .extended_l2 = true }, NULL, 24 * MIB, true, true, true },
-	{ "extended-16k", { .extended_l2 = true, .cluster_bytes = 16384, .zstd = true }, NULL, 16 * MIB, true, true, true },
-	{ "extended-plain", { .extended_l2 = true, .cluster_bytes = 32768 }, NULL, 16 * MIB, false, true, false },
-	{ "zstd", { .zstd = true }, NULL, 24 * MIB, true, true, true },
-	{ "lazy", { .lazy_refcounts = true, .cluster_bytes = 4096 }, NULL, 8 * MIB, true, true, true },
-	{ "data-file", { .data_path = "image.data" }, NULL, 24 * MIB, false, false, false },
-	{ "data-file-backing", { .data_path = "image.data", .cluster_bytes = 4096 }, NULL, 8 * MIB, false, false, true },
-	{ "data-raw", { .data_path = "image.data", .data_raw = true }, NULL, 16 * MIB, false, false, false },
-	{ "data-extended", { .data_path = "image.data", .extended_l2 = true }, NULL, 16 * MIB, false, false, true },
-	{ "qemu-default", { 0 }, "compat=1.1", 24 * MIB, true, true, true },
-	{ "qemu-v2", { 0 }, "compat=0.10", 16 * MIB, true, true, true },
-	{ "qemu-meta", { 0 }, "preallocation=metadata", 16 * MIB, true, true, false },
-	{ "qemu-extended", { 0 }, "extended_l2=on,cluster_size=128k", 24 * MIB, true, true, true },
-	{ "qemu-extended-meta", { 0 }, "extended_l2=on,preallocation=metadata", 16 * MIB, true, true, false },
-	{ "qemu-lazy", { 0 }, "lazy_refcounts=on,cluster_size=1k", 8 * MIB, true, true, true },
-	{ "qemu-data", { 0 }, "data_file=image.data", 16 * MIB, false, false, true },
-};
-
-struct state {
-	struct disk d;
-	const struct mix *mix;
-	uint64_t size, capacity;
-	uint8_t *model, *saved[SNAPSHOTS], *buf;
-	uint64_t saved_size[SNAPSHOTS];
-	unsigned op;
-};
-
-static uint64_t below(uint64_t n)
+uint64_t below(uint64_t n)
 {
 	return ((uint64_t)random() << 31 | (uint64_t)random()) % n;
 }
 
-static void fill(uint8_t *p, size_t len, bool packs)
+void fill(uint8_t *p, size_t len, bool packs)
 {
 	uint64_t x = below(1ull << 60) | 1;
 
@@ -135,13 +88,17 @@ static void start(struct state *s, struct op *o)
 	}
 }
 
-/* A discarded sector is what it was, or zeroes. */
+/* A discarded sector is what it was, or zeroes.  QEMU's choice may be another: where all is zeroes, its twin is told to. */
 static void after_discard(struct state *s, const struct op *o)
 {
 	static const uint8_t zero[512];
 
 	if (disk_read(&s->d, o->offset, s->buf, o->len))
 		die("read after discard");
+	if (s->buf[0] == 0 && !memcmp(s->buf, s->buf + 1, o->len - 1))
+		twin_zero(s, o->offset, o->len, true);
+	else
+		twin_write(s, o->offset, s->buf, o->len, false);
 	for (uint64_t i = 0; i < o->len; i += 512) {
 		if (!memcmp(s->buf + i, zero, 512))
 			memset(s->model + o->offset + i, 0, 512);
@@ -153,7 +110,10 @@ static void after_discard(struct state *s, const struct op *o)
 static void finish(struct state *s, struct op *o)
 {
 	switch (o->kind) {
-	case 0: memcpy(s->model + o->offset, o->buf, o->len); break;
+	case 0:
+		memcpy(s->model + o->offset, o->buf, o->len);
+		twin_write(s, o->offset, o->buf, o->len, false);
+		break;
 	case 1:
 		if (memcmp(o->buf, s->model + o->offset, o->len)) {
 			uint64_t i = 0;
@@ -165,7 +125,10 @@ static void finish(struct state *s, struct op *o)
 		}
 		break;
 	case 2:
-	case 3: memset(s->model + o->offset, 0, o->len); break;
+	case 3:
+		memset(s->model + o->offset, 0, o->len);
+		twin_zero(s, o->offset, o->len, o->kind == 3);
+		break;
 	case 4: after_discard(s, o); break;
 	}
 	free(o->buf);
@@ -224,6 +187,7 @@ static void compress(struct state *s)
 	if (ret)
 		die("compressed write at %#lx: %s", offset, strerror(-ret));
 	memcpy(s->model + offset, s->buf, len);
+	twin_write(s, offset, s->buf, len, true);
 	s->op++;
 }
 
@@ -231,8 +195,8 @@ static void snapshot(struct state *s)
 {
 	unsigned i = (unsigned)below(SNAPSHOTS);
 	struct error e = { 0 };
-	char name[16];
-	int ret;
+	char name[16], opts[256];
+	int ret, verb = 'c';
 
 	snprintf(name, sizeof(name), "snap%u", i);
 	if (!s->saved[i]) {
@@ -241,34 +205,47 @@ static void snapshot(struct state *s)
 		memcpy(s->saved[i], s->model, s->capacity);
 		s->saved_size[i] = s->size;
 	} else if (below(2)) {
+		verb = 'a';
 		ret = block_snapshot_apply(s->d.b, name, &e);
 		memcpy(s->model, s->saved[i], s->capacity);
 		s->size = s->saved_size[i];
 	} else {
+		verb = 'd';
 		ret = block_snapshot_delete(s->d.b, name, &e);
 		free(s->saved[i]);
 		s->saved[i] = NULL;
 	}
 	if (ret)
 		die("snapshot: %s: %s", e.what, e.why);
+	twin_command(s, "qemu-img snapshot -q -%c %s %s", verb, name, image(s, "twin.qcow2", opts));
 	if (s->size != block_size(s->d.b))
 		die("a snapshot changed the size to %lu", block_size(s->d.b));
 	s->op++;
+}
+
+/* It does not resize images of version 2 with snapshots. */
+static bool qemu_keeps_size(const struct state *s)
+{
+	return mix_old(s->mix) && (s->saved[0] || s->saved[1] || s->saved[2]);
 }
 
 static void resize(struct state *s)
 {
 	uint64_t size = s->size + (below(512 * 1024) & ~511ull);
 	struct error e = { 0 };
+	char opts[256];
 
 	if (below(2) && s->size > 1 * MIB)
 		size = s->size - below(256 * 1024) / 512 * 512;
-	if (size > s->capacity)
+	if (size > s->capacity || (s->twin.on && qemu_keeps_size(s)))
 		return;
 	if (size < s->size)
 		memset(s->model + size, 0, s->size - size);
 	if (block_resize(s->d.b, size, BLOCK_SHRINK, &e))
 		die("resize: %s: %s", e.what, e.why);
+	if (size < s->size)	/* QEMU leaves what it cuts off within a cluster, and it is there again when the disk grows */
+		twin_zero(s, size, s->size - size, false);
+	twin_command(s, "qemu-img resize -q --shrink %s %lu", image(s, "twin.qcow2", opts), size);
 	s->size = size;
 	s->op++;
 }
@@ -278,11 +255,13 @@ static void resize(struct state *s)
 static void compare_by_qemu(struct state *s)
 {
 	struct stat st;
+	char opts[256];
 	int fd;
 
-	if (shell("qemu-img check -f qcow2 image.qcow2"))
+	image(s, "image.qcow2", opts);
+	if (shell("qemu-img check %s", opts))
 		die("seed: operation %u: qemu-img check", s->op);
-	if (shell("qemu-img convert -f qcow2 -O raw image.qcow2 out.raw"))
+	if (shell("qemu-img convert %s -O raw out.raw", opts))
 		die("qemu-img convert");
 	fd = open("out.raw", O_RDONLY);
 	if (fd < 0 || fstat(fd, &st) || (uint64_t)st.st_size != s->size || read(fd, s->buf, s->size) != (ssize_t)s->size)
@@ -295,7 +274,7 @@ static void compare_by_qemu(struct state *s)
 
 static void change_by_qemu(struct state *s)
 {
-	char command[1500] = "qemu-io -f qcow2 -d unmap";
+	char command[1500] = "", opts[256];
 	bool zeroes;
 
 	for (unsigned i = 0; i < 6; i++) {
@@ -310,8 +289,12 @@ static void change_by_qemu(struct state *s)
 		else
 			snprintf(command + strlen(command), 100, " -c 'write -P %u %lu %lu'", pattern, offset, len);
 		memset(s->model + offset, zeroes ? 0 : (int)pattern, len);
+		if (zeroes)
+			twin_zero(s, offset, len, false);
+		else
+			twin_io(s, "write -q -P %u %lu %lu", pattern, offset, len);
 	}
-	if (shell("%s image.qcow2", command))
+	if (shell("qemu-io -d unmap %s %s", command, image(s, "image.qcow2", opts)))
 		die("qemu-io");
 	s->op += 6;
 }
@@ -329,66 +312,57 @@ static void own_check(struct state *s)
 		die("operation %u: our check finds %lu errors, %lu leaks", s->op, c.corruptions, c.leaks);
 }
 
-static void reopen(struct state *s)
+struct block_options options(const struct state *s)
 {
-	struct block_options o = { .format = "qcow2", .flags = below(3) ? 0 : BLOCK_NO_IO_URING };
+	return (struct block_options){ .format = "qcow2", .flags = below(3) ? 0 : BLOCK_NO_IO_URING,
+				       .secret_file = s->mix->luks ? "key" : NULL };
+}
+
+void reopen(struct state *s)
+{
+	struct block_options o = options(s);
 
 	disk_open(&s->d, "image.qcow2", &o);
 	if (block_size(s->d.b) != s->size)
 		die("the size is %lu, not %lu", block_size(s->d.b), s->size);
 }
 
-static void make_backing(struct state *s)
+static void make_by_qemu(struct state *s)
 {
-	uint64_t size = s->size / 2 + 512 * 7;
-	int fd = open("base.raw", O_RDWR | O_CREAT | O_TRUNC, 0644);
+	char backing[80] = "";
 
-	fill(s->model, size, false);
-	for (unsigned i = 0; i < 8; i++) {
-		uint64_t at = below(size / 512) * 512, len = below(200) * 512;
-
-		memset(s->model + at, 0, len < size - at ? len : size - at);
-	}
-	if (write(fd, s->model, size) != (ssize_t)size)
-		die("write base.raw");
-	close(fd);
-	if (random() & 1 && shell("qemu-img convert -f raw -O qcow2 -c base.raw base.qcow2"))
-		die("convert base");
+	if (*s->base)
+		snprintf(backing, sizeof(backing), "-b %s -F %s", s->base, s->base_format);
+	if (shell("qemu-img create -f qcow2 %s -o %s %s image.qcow2 %lu",
+		  s->mix->luks ? "--object secret,id=k,file=key" : "", s->mix->qemu, backing, s->size))
+		die("qemu-img create");
 }
 
 static void make(struct state *s)
 {
 	struct block_create c = s->mix->c;
-	const char *base = "base.raw", *format = "raw";
 
-	unlink("image.qcow2");
-	unlink("image.data");
-	unlink("base.qcow2");
-	if (s->mix->backing)
-		make_backing(s);
-	if (s->mix->backing && !access("base.qcow2", R_OK)) {
-		base = "base.qcow2";
-		format = "qcow2";
-	}
-	if (s->mix->qemu) {
-		char backing[64] = "";
-
-		if (s->mix->backing)
-			snprintf(backing, sizeof(backing), "-b %s -F %s", base, format);
-		if (shell("qemu-img create -f qcow2 -o %s %s image.qcow2 %lu", s->mix->qemu, backing, s->size))
-			die("qemu-img create");
-		return;
-	}
+	if (shell("rm -f *; printf secret >key"))
+		die("an empty folder");
+	base_make(s);
 	c.size_bytes = s->size;
-	c.backing_path = s->mix->backing ? base : NULL;
-	c.backing_format = s->mix->backing ? format : NULL;
-	disk_create(&s->d, "image.qcow2", "qcow2", &c);
+	c.backing_path = *s->base ? s->base : NULL;
+	c.backing_format = *s->base ? s->base_format : NULL;
+	c.secret_file = s->mix->luks ? "key" : NULL;
+	c.kdf_ms = 10;
+	if (s->mix->qemu)
+		make_by_qemu(s);
+	else
+		disk_create(&s->d, "image.qcow2", "qcow2", &c);
+	twin_make(s);
 }
 
 static void round_do(struct state *s)
 {
 	reopen(s);
-	for (unsigned i = 0; i < 12; i++) {
+	for (unsigned i = 0; i < s->batches; i++) {
+		if (s->mix->bitmap && !below(s->marked ? 16 : 2))
+			bitmap_begin(s);
 		batch(s);
 		if (s->mix->compress && !below(2))
 			compress(s);
@@ -398,35 +372,58 @@ static void round_do(struct state *s)
 			resize(s);
 	}
 	own_check(s);
+	bitmap_check(s);
 	disk_close(&s->d);
 	compare_by_qemu(s);
+	twin_compare(s);
 	change_by_qemu(s);
+	chain_change(s);
 }
 
-static void run_mix(const struct mix *m, unsigned long seed, unsigned operations)
+static unsigned long run_mix(const struct mix *m, unsigned long seed, unsigned operations)
 {
-	struct state s = { .mix = m, .size = m->size, .capacity = m->size + MIB };
+	struct state s = { .mix = m, .size = m->size, .capacity = m->size + MIB, .twin.on = seed % 2,
+			   .batches = operations < 1000 ? 12 : 40 };
 
-	printf("%s, seed %lu\n", m->name, seed);
+	printf("%s, seed %lu: ", m->name, seed);
 	fflush(stdout);
-	srandom((unsigned)seed);
 	s.model = calloc(1, s.capacity);
 	s.buf = malloc(s.capacity);
 	make(&s);
 	while (s.op < operations)
 		round_do(&s);
 	compare_by_qemu(&s);
+	twin_compare(&s);
+	printf("%u operations%s\n", s.op, s.twin.on ? ", and by QEMU" : "");
 	for (unsigned i = 0; i < SNAPSHOTS; i++)
 		free(s.saved[i]);
+	free(s.marked);
 	free(s.model);
 	free(s.buf);
 	loop_free(s.d.loop);
+	return s.op;
+}
+
+static unsigned long run_random(unsigned long seed, unsigned operations, unsigned count)
+{
+	unsigned long done = 0;
+
+	for (unsigned i = 0; i < count; i++) {
+		struct mix m;
+		char text[256];
+
+		srandom((unsigned)(seed + i));
+		mix_random(&m, text);
+		done += run_mix(&m, seed + i, operations);
+	}
+	return done;
 }
 
 int main(int argc, char **argv)
 {
-	unsigned long seed = argc > 1 ? strtoul(argv[1], NULL, 10) : 1;
+	unsigned long seed = argc > 1 ? strtoul(argv[1], NULL, 10) : 1, done = 0;
 	unsigned operations = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 400;
+	unsigned count = argc > 4 ? (unsigned)strtoul(argv[4], NULL, 10) : 6;
 	char dir[64];
 
 	if (!have_qemu()) {
@@ -434,8 +431,13 @@ int main(int argc, char **argv)
 		return 77;
 	}
 	go_to_folder(dir);
-	for (unsigned i = 0; i < sizeof(mixes) / sizeof(mixes[0]); i++)
+	for (unsigned i = 0; i < nmixes; i++) {
+		srandom((unsigned)seed);
 		if (argc < 4 || !strcmp(argv[3], mixes[i].name))
-			run_mix(&mixes[i], seed, operations);
+			done += run_mix(&mixes[i], seed + i, operations);
+	}
+	if (argc < 4 || !strcmp(argv[3], "random"))
+		done += run_random(seed, operations, count);
+	printf("done %lu operations\n", done);
 	return shell("rm -r %s", dir);
 }
