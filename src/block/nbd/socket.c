@@ -160,8 +160,6 @@ static size_t take_ahead(struct nbd_sock *s, void *buf, size_t len)
 
 	if (len > have)
 		len = have;
-	if (!len)
-		return 0;	/* buf may be NULL */
 	memcpy(buf, s->ahead + s->ahead_at, len);
 	s->ahead_at += len;
 	return len;
@@ -218,6 +216,8 @@ int nbd_sock_read(struct nbd_sock *s, void *buf, size_t len)
 {
 	uint8_t *to = buf;
 
+	if (!len)
+		return 0;	/* buf may be NULL */
 	for (;;) {
 		size_t n = take_ahead(s, to, len);
 		int ret;
