@@ -31,7 +31,9 @@ int live_snapshot(struct block *b, struct block *overlay, struct error *e)
 	if (ret)
 		return ret;
 	block_co_hold(b);
-	ret = node_co_set_readonly(b->root, true, NULL, e);
+	ret = node_co_bitmaps_carry(b->root, overlay->root, e);
+	if (!ret)
+		ret = node_co_set_readonly(b->root, true, NULL, e);
 	if (!ret) {
 		overlay->root->child[NODE_BACKING] = b->root;
 		block_set_root(b, overlay->root);
@@ -82,12 +84,17 @@ static int at_start(void *job)
 }
 
 /* The disk is drained, and the base holds all. */
-static void pivot(struct mirror *m)
+static int pivot(struct mirror *m)
 {
 	struct commit *k = m->opaque;
+	int ret = node_co_bitmaps_carry(k->top, k->base.root, m->e);
 
+	m->told = ret;
+	if (ret)
+		return ret;
 	k->top->child[NODE_BACKING] = NULL;
 	guard_pivot(m->copy.g, k->base.root);
+	return 0;
 }
 
 static int commit_good(const struct block *b, struct error *e)

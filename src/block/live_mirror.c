@@ -89,17 +89,24 @@ static int at_end(void *job)
 	if (!ret)
 		ret = block_co_flush(k->copy.dst);
 	if (!ret && k->pivot)
-		k->pivot(k);
+		ret = k->pivot(k);
 	return ret;
 }
 
 /* Each handle gets the other one's stack. */
-static void pivot(struct mirror *k)
+static int pivot(struct mirror *k)
 {
+	int ret;
+
 	block_co_hold(k->copy.dst);
-	guard_pivot(k->copy.g, k->copy.dst->root);
-	block_set_root(k->copy.dst, k->copy.src);
+	ret = node_co_bitmaps_carry(k->copy.src, k->copy.dst->root, k->e);
+	if (!ret) {
+		guard_pivot(k->copy.g, k->copy.dst->root);
+		block_set_root(k->copy.dst, k->copy.src);
+	}
 	block_release(k->copy.dst);
+	k->told = ret;
+	return ret;
 }
 
 int mirror_run(struct mirror *k)
@@ -116,7 +123,7 @@ int mirror_run(struct mirror *k)
 	if (ret)
 		k->done = true;
 	end = guard_remove(k->copy.g, ret ? NULL : at_end);
-	return live_end(k->copy.job, ret ? ret : end, k->what, k->e);
+	return !ret && end && k->told ? end : live_end(k->copy.job, ret ? ret : end, k->what, k->e);
 }
 
 static int good(const struct block *b, const struct block *target, const struct live_mirror *m, struct error *e)

@@ -11,9 +11,10 @@ struct mirror {
 	struct error *e;
 	const char *what;		/* for errors */
 	bool done;
+	bool told;			/* e says what went wrong already */
 	void *opaque;
 	int (*at_start)(void *mirror);	/* marks what is to be copied; the disk is drained */
-	void (*pivot)(struct mirror *k);	/* at the end, drained, all copied and flushed; NULL: no change */
+	int (*pivot)(struct mirror *k);	/* at the end, drained, all copied and flushed; NULL, or it fails: no change */
 };
 int mirror_run(struct mirror *k);
 

@@ -47,15 +47,16 @@ enum node_zero_flags {
 
 /* Changes of the bitmaps that a layer keeps.  FREEZE and what follows are for backups: FREEZE copies to `todo` (NULL: all
  * is to be copied), and the bitmap begins anew; if it is not there, a full backup (todo NULL) makes it.  THAW forgets
- * what was frozen; THAW_BACK puts it back. THAW and THAW_BACK run beside the guest's requests, the others alone. */
+ * what was frozen; THAW_BACK puts it back. THAW and THAW_BACK run beside the guest's requests, the others alone.  READ copies
+ * the bits to `todo`; SET makes them those of `todo`, durably, and the bitmap if it is not there. */
 enum bitmap_verb { BITMAP_ADD, BITMAP_REMOVE, BITMAP_CLEAR, BITMAP_MERGE, BITMAP_FREEZE, BITMAP_THAW,
-		   BITMAP_THAW_BACK };
+		   BITMAP_THAW_BACK, BITMAP_READ, BITMAP_SET };
 struct dirty;
 struct block_bitmap_change {
 	enum bitmap_verb verb;
 	const char *name, *source;	/* source: MERGE */
-	uint32_t granularity;		/* ADD; 0: the default */
-	struct dirty *todo;		/* FREEZE: set by it */
+	uint32_t granularity;		/* ADD, SET; 0: the default */
+	struct dirty *todo;		/* FREEZE, READ: set by it */
 };
 
 struct node_limits {
@@ -227,6 +228,9 @@ int node_co_status(struct node *n, uint64_t offset, uint64_t len, unsigned depth
 int node_co_resize(struct node *n, uint64_t size_bytes, unsigned flags, struct error *e);
 /* n and its file; not its backing file.  Failed: as it was. */
 int node_co_set_readonly(struct node *n, bool readonly, const struct block_options *fds, struct error *e);
+/* Bitmaps of `from` that record changes go on in `to`, from what they say now; nothing is under way on either.  A `to` that
+ * has no bitmaps gets none. */
+int node_co_bitmaps_carry(struct node *from, struct node *to, struct error *e);
 /* What block_set_backing() does; nothing else is under way on n.  -EOPNOTSUPP. */
 int node_co_set_backing(struct node *n, const char *path, const char *format);
 

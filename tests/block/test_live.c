@@ -732,6 +732,71 @@ static void test_commit_cancelled_and_again(void **state)
 	commit_to(*state, "base.qcow2", true);
 }
 
+/* --- bitmaps go along where the disk goes on in another image --- */
+
+static void next_increment(struct fixture *f, const char *name, const char *below)
+{
+	assert_int_equal(increment(f, name, below), 0);
+	holds(f, name, f->start);
+}
+
+/* The guest writes before the snapshot and after it, and stops each time before the moment of the backup. */
+static void test_increment_after_snapshot(void **state)
+{
+	struct fixture *f = *state;
+
+	prepare(f, "a.qcow2", NULL);
+	full(f, "0.qcow2");
+	assert_int_equal(block_run(f->loop, work_on, f), 0);
+	snapshot_on(f, "a.qcow2", "top.qcow2");
+	next_increment(f, "1.qcow2", "0.qcow2");
+	assert_int_equal(block_run(f->loop, work_on, f), 0);
+	snapshot_on(f, "top.qcow2", "top2.qcow2");
+	next_increment(f, "2.qcow2", "1.qcow2");
+	close_all(f);
+	f->disk = open_disk(f, "top2.qcow2", 0);	/* it is kept over a restart */
+	assert_int_equal(block_run(f->loop, work_on, f), 0);
+	next_increment(f, "3.qcow2", "2.qcow2");
+	close_all(f);
+	holds(f, "top2.qcow2", f->model);
+}
+
+static void test_increment_after_commit(void **state)
+{
+	struct fixture *f = *state;
+	struct commit c = { .f = f };
+
+	prepare(f, "a.qcow2", NULL);
+	full(f, "0.qcow2");
+	snapshot_on(f, "a.qcow2", "top.qcow2");
+	next_increment(f, "1.qcow2", "0.qcow2");
+	assert_int_equal(block_bitmap_add(f->disk, "later", 0, &f->e), 0);
+	assert_int_equal(block_run(f->loop, work_on, f), 0);
+	assert_int_equal(block_run(f->loop, commit_main, &c), 0);
+	next_increment(f, "2.qcow2", "1.qcow2");
+	assert_int_equal(block_bitmap_clear(f->disk, "later", &f->e), 0);	/* it came along */
+	close_all(f);
+	holds(f, "a.qcow2", f->model);
+}
+
+static void test_increment_after_pivot(void **state)
+{
+	struct fixture *f = *state;
+
+	prepare(f, "a.qcow2", NULL);
+	full(f, "0.qcow2");
+	assert_int_equal(block_run(f->loop, work_on, f), 0);
+	create(f, "b.qcow2", (struct block_create){ 0 });
+	assert_int_equal(block_open_with(&f->target, f->loop, "b.qcow2", &(struct block_options){ .format = "qcow2",
+					 .beside = f->disk }, &f->e), 0);
+	f->mirror.pivot = true;
+	assert_int_equal(block_run(f->loop, mirror_main, f), 0);
+	assert_int_equal(block_close(f->target), 0);
+	next_increment(f, "1.qcow2", "0.qcow2");
+	close_all(f);
+	holds(f, "b.qcow2", f->model);
+}
+
 /* --- how fast: a byte a second is a job that stands still, and a guest that does not --- */
 
 static void slow_job(void *opaque)
@@ -817,6 +882,7 @@ int main(void)
 		T(test_mirror_cancelled), T(test_one_job_at_a_time), T(test_stream),
 		T(test_stream_cancelled_and_again), T(test_stream_needs_a_backing_file),
 		T(test_snapshot), T(test_commit_of_a_snapshot), T(test_commit_to_raw), T(test_commit_cancelled_and_again),
+		T(test_increment_after_snapshot), T(test_increment_after_commit), T(test_increment_after_pivot),
 		T(test_rate_of_backup), T(test_rate_of_mirror), T(test_rate_of_stream_cancelled),
 	};
 

@@ -96,8 +96,16 @@ static int make(struct qcow2 *q, const char *name, unsigned gran_bits, struct bi
 	return ret;
 }
 
-/* all_set: it begins with everything changed. */
-static int add(struct qcow2 *q, const struct block_bitmap_change *c, bool all_set)
+/* What it begins with: nothing changed, what `todo` says, or everything. */
+static void begin_with(struct bitmap *m, const struct block_bitmap_change *c)
+{
+	if (c->verb == BITMAP_FREEZE)
+		dirty_set_all(&m->bits);
+	else if (c->verb == BITMAP_SET)
+		dirty_merge(&m->bits, c->todo);
+}
+
+static int add(struct qcow2 *q, const struct block_bitmap_change *c)
 {
 	unsigned bits = c->granularity ? (unsigned)__builtin_ctz(c->granularity) : GRAN_BITS_DEFAULT;
 	struct bitmap *m;
@@ -105,10 +113,9 @@ static int add(struct qcow2 *q, const struct block_bitmap_change *c, bool all_se
 
 	if (ret)
 		return ret;
-	if (all_set) {
-		dirty_set_all(&m->bits);
+	begin_with(m, c);
+	if (m->bits.count)
 		ret = bitmap_store(q, m, false);
-	}
 	if (!ret) {
 		q->bitmap[q->nbitmaps++] = m;
 		ret = bitmaps_dir_write(q);
@@ -177,12 +184,33 @@ static int merge(struct qcow2 *q, struct bitmap *m, struct bitmap *from)
 	return bitmap_store(q, m, m->flags & BITMAP_IN_USE);
 }
 
+/* --- from one layer to another --- */
+
+static int read_bits(struct qcow2 *q, struct bitmap *m, struct dirty *out)
+{
+	int ret = m->loaded ? 0 : bitmap_load(q, m);
+
+	return ret ? ret : dirty_copy(out, &m->bits);
+}
+
+static int set_bits(struct qcow2 *q, const struct block_bitmap_change *c, struct error *e)
+{
+	struct bitmap *m = bitmap_find(q, c->name);
+	int ret = m ? known(q, m) : add_good(q, c, e);
+
+	if (ret || !m)
+		return ret ? ret : add(q, c);
+	dirty_clear_all(&m->bits);
+	dirty_merge(&m->bits, c->todo);
+	return bitmap_store(q, m, m->flags & BITMAP_IN_USE);
+}
+
 /* --- backups --- */
 
 static int freeze(struct qcow2 *q, const struct block_bitmap_change *c, struct error *e)
 {
 	struct bitmap *m = bitmap_find(q, c->name);
-	int ret = m ? known(q, m) : add(q, c, true);
+	int ret = m ? known(q, m) : add(q, c);
 
 	m = bitmap_find(q, c->name);
 	if (!ret && !bitmap_tracks(m))
@@ -229,7 +257,7 @@ static int missing(struct qcow2 *q, const char *name, struct error *e)
 static int perform(struct qcow2 *q, const struct block_bitmap_change *c, struct error *e)
 {
 	struct bitmap *m = bitmap_find(q, c->name), *from;
-	bool makes = c->verb == BITMAP_ADD || (c->verb == BITMAP_FREEZE && !c->todo);
+	bool makes = c->verb == BITMAP_ADD || c->verb == BITMAP_SET || (c->verb == BITMAP_FREEZE && !c->todo);
 	int ret;
 
 	if (!m && !makes)
@@ -237,7 +265,7 @@ static int perform(struct qcow2 *q, const struct block_bitmap_change *c, struct 
 	switch (c->verb) {
 	case BITMAP_ADD:
 		ret = add_good(q, c, e);
-		return ret ? ret : add(q, c, false);
+		return ret ? ret : add(q, c);
 	case BITMAP_REMOVE: return remove_one(q, m);
 	case BITMAP_CLEAR: return clear(q, m);
 	case BITMAP_MERGE:
@@ -246,6 +274,8 @@ static int perform(struct qcow2 *q, const struct block_bitmap_change *c, struct 
 	case BITMAP_FREEZE:
 		ret = m ? 0 : add_good(q, c, e);
 		return ret ? ret : freeze(q, c, e);
+	case BITMAP_READ: return read_bits(q, m, c->todo);
+	case BITMAP_SET: return set_bits(q, c, e);
 	case BITMAP_THAW:
 	case BITMAP_THAW_BACK: return thaw(q, m, c->verb == BITMAP_THAW_BACK);
 	}
