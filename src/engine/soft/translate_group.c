@@ -300,7 +300,6 @@ bool groups_check_at(const struct block_build *b, unsigned i)
 
 void groups_check(struct block_build *b, unsigned i)
 {
-	b->addend_group = 0;
 	for (unsigned k = 0; k < b->group_count; k++) {
 		const struct group *g = &b->groups[k];
 		if (g->count && g->head == i)

@@ -191,8 +191,13 @@ void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned inde
 	uint8_t *retry = e->p, *again;
 
 	g->checked = true;
+	if (loop_in_body(b, g->stream)) {
+		loop_check(b, bi, g->stream);
+		return;
+	}
 	flags_park(b, bi, H_T1);
 	again = e->p;
+	loop_again(b, g->stream);
 	emit_op_mem(e, true, 0x8d, H_T0, hm_base(host_reg_of(g->base), disp));	/* lea */
 	check(b, bi, size, g->align, g->write, retry, again, live);
 	stub_of_group(b);
@@ -201,6 +206,8 @@ void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned inde
 	emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, g->write, addend)));
 	emit_store(e, H_T1, hm_gs(OFF_HOT(group) + 8 * index));
 	b->addend_group = (uint8_t)(index + 1);
+	if (g->stream)
+		loop_note(b, g->stream, size);
 }
 
 /* An access of a checked group: the base has not changed since, but by numbers that the check knew. */
@@ -220,12 +227,30 @@ static bool operand_direct(const struct block_build *b, const struct insn *in)
 	return b->wide && (in->mem.index == INSN_REG_NONE || host_reg_of(in->mem.index) != H_NONE);
 }
 
+/* Is it the base that moves in a loop, or nothing? Then the index goes to T1 with all that stands still. */
+static bool index_in_sum(const struct block_build *b, const struct block_insn *bi)
+{
+	return bi->stream && bi->in.mem.index != INSN_REG_NONE && bi->in.mem.base != INSN_REG_NONE &&
+	       host_reg_of(bi->in.mem.base) != H_NONE && b->loop.streams[bi->stream - 1].by_base;
+}
+
+/* The operand, once T1 holds the addend and what else belongs to it. */
+static struct host_mem operand_of_sum(const struct block_build *b, const struct block_insn *bi)
+{
+	const struct insn *in = &bi->in;
+	int32_t disp = (int32_t)in->mem.disp + (in->mem.rip ? bi->offset + in->len : 0);
+	unsigned base = in->mem.base == INSN_REG_NONE ? (unsigned)H_NONE : host_reg_of(in->mem.base);
+
+	if (in->mem.index != INSN_REG_NONE && !index_in_sum(b, bi))
+		return (struct host_mem){ H_T1, (uint8_t)host_reg_of(in->mem.index), in->mem.scale, false, disp };
+	return base == H_NONE ? hm_base(H_T1, disp) : (struct host_mem){ (uint8_t)base, H_T1, 0, false, disp };
+}
+
 /* The addend is in T1, and flags may be lost. */
 static struct host_mem direct_operand(struct block_build *b, const struct block_insn *bi)
 {
 	const struct insn *in = &bi->in;
 	unsigned seg = in->mem.seg, base = in->mem.base == INSN_REG_NONE ? (unsigned)H_NONE : host_reg_of(in->mem.base);
-	int32_t disp = (int32_t)in->mem.disp + (in->mem.rip ? bi->offset + in->len : 0);
 
 	if (in->mem.rip)
 		emit_op_mem(&b->e, true, 0x03, H_T1, hm_gs(OFF_HOT(page)));	/* add */
@@ -233,11 +258,20 @@ static struct host_mem direct_operand(struct block_build *b, const struct block_
 		emit_op_mem(&b->e, true, 0x03, H_T1, hm_gs(OFF_GPR(in->mem.base)));
 	if (seg == SEG_FS || seg == SEG_GS)
 		emit_op_mem(&b->e, true, 0x03, H_T1, segment_base(seg));
-	if (in->mem.index == INSN_REG_NONE)
-		return base == H_NONE ? hm_base(H_T1, disp) : (struct host_mem){ (uint8_t)base, H_T1, 0, false, disp };
-	if (base != H_NONE)
+	if (index_in_sum(b, bi))
+		emit_lea(&b->e, H_T1, (struct host_mem){ H_T1, (uint8_t)host_reg_of(in->mem.index), in->mem.scale, false, 0 });
+	else if (in->mem.index != INSN_REG_NONE && base != H_NONE)
 		emit_lea(&b->e, H_T1, (struct host_mem){ H_T1, (uint8_t)base, 0, false, 0 });
-	return (struct host_mem){ H_T1, (uint8_t)host_reg_of(in->mem.index), in->mem.scale, false, disp };
+	return operand_of_sum(b, bi);
+}
+
+/* The body of a loop: the operand of the first copy. */
+static struct host_mem stream_operand(struct block_build *b, struct block_insn *bi)
+{
+	loop_check(b, bi, bi->stream);
+	b->addend_group = 0;
+	loop_load_addend(b, bi->stream);
+	return operand_of_sum(b, bi);
 }
 
 struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write,
@@ -254,9 +288,14 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 		*spare = H_T0;
 		return group_operand(b, bi->group_mem, in->mem.base, (int32_t)in->mem.disp);
 	}
+	if (loop_in_body(b, bi->stream)) {
+		*spare = H_T0;
+		return stream_operand(b, bi);
+	}
 	b->addend_group = 0;
 	flags_park(b, bi, H_T1);
 	again = e->p;
+	loop_again(b, bi->stream);
 	address_translate(b, in, H_T0, bi->offset + in->len, b->wide);
 	segment_add(b, bi, live);
 	check(b, bi, size, align, write, retry, again, live);
@@ -270,6 +309,10 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 		emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
 		m = direct_operand(b, bi);
 		*spare = H_T0;
+		if (bi->stream) {
+			loop_note_addend(b, bi->stream);
+			loop_note(b, bi->stream, size);
+		}
 	} else {
 		host_address(b, write);
 		m = hm_base(H_T0, 0);
