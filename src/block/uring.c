@@ -21,6 +21,7 @@ struct uring {
 	struct loop_fd *watch;
 	struct aio_req *waiting, **waiting_tail;	/* no entry was free */
 	bool busy;			/* flush is running: completions that submit do not enter it again */
+	bool dead;			/* freed by one of these completions: flush does it at its end */
 };
 
 static void fill(struct io_uring_sqe *sqe, struct aio_req *r)
@@ -64,7 +65,7 @@ static unsigned reap(struct uring *u)
 	struct io_uring_cqe *cqe;
 	unsigned n = 0;
 
-	while (io_uring_peek_cqe(&u->ring, &cqe) == 0) {
+	while (!u->dead && io_uring_peek_cqe(&u->ring, &cqe) == 0) {
 		struct aio_req *r = io_uring_cqe_get_data(cqe);
 		int result = cqe->res;
 
@@ -84,6 +85,8 @@ static void refill(struct uring *u)
 	}
 }
 
+static void uring_free(void *impl);
+
 /* Submits, and takes what the page cache answered at once; the rest is announced by the eventfd. */
 static void uring_flush(void *impl)
 {
@@ -96,8 +99,10 @@ static void uring_flush(void *impl)
 		refill(u);
 		if (io_uring_sq_ready(&u->ring))
 			io_uring_submit(&u->ring);
-	} while (reap(u) || (u->waiting && io_uring_sq_space_left(&u->ring)));
+	} while ((reap(u) && !u->dead) || (u->waiting && io_uring_sq_space_left(&u->ring)));
 	u->busy = false;
+	if (u->dead)
+		uring_free(u);
 }
 
 static void uring_event(void *opaque, uint32_t events)
@@ -126,6 +131,9 @@ static void uring_free(void *impl)
 {
 	struct uring *u = impl;
 
+	u->dead = u->busy;
+	if (u->dead)
+		return;
 	loop_fd_del(u->watch);
 	io_uring_queue_exit(&u->ring);
 	close(u->eventfd);

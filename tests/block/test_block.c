@@ -14,6 +14,7 @@
 
 #include "block/aio.h"
 #include "block/block.h"
+#include "host/coroutine.h"
 #include "host/loop.h"
 
 #define SIZE (4u << 20)
@@ -360,6 +361,32 @@ static void test_close_waits(void **state)
 	free(buf);
 }
 
+static void close_main(void *opaque)
+{
+	struct fixture *f = opaque;
+	struct block *b = f->b;
+
+	assert_int_equal(block_co_write(b, 0, f->model, 4096), 0);
+	assert_int_equal(block_co_flush(b), 0);		/* a completion goes on from here */
+	f->b = NULL;
+	assert_int_equal(block_close(b), 0);
+	loop_stop(f->loop);
+}
+
+/* Closed by what waited for its last request: the queue to the host goes away inside of its own completion. */
+static void close_inside(struct fixture *f, unsigned flags)
+{
+	for (unsigned i = 0; i < 20; i++) {
+		assert_int_equal(block_open(&f->b, f->loop, f->path, "raw", flags, NULL), 0);
+		assert_int_equal(co_start(loop_coroutines(f->loop), close_main, f), 0);
+		while (f->b)
+			loop_run(f->loop);
+	}
+}
+
+static void test_close_in_completion(void **state) { close_inside(*state, 0); }
+static void test_close_in_completion_threads(void **state) { close_inside(*state, BLOCK_NO_IO_URING); }
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -368,7 +395,7 @@ int main(void)
 		T(test_io_uring), T(test_threads), T(test_ephemeral), T(test_ephemeral_threads),
 		T(test_ephemeral_concurrent), T(test_locks), T(test_refused), T(test_readonly_and_bounds),
 		T(test_no_space_threads), T(test_truncated_under_us), T(test_discard_frees),
-		T(test_close_waits),
+		T(test_close_waits), T(test_close_in_completion), T(test_close_in_completion_threads),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
