@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "block/block_private.h"
+#include "block/guard.h"
 #include "host/loop.h"
 
 /* --- requests --- */
@@ -336,6 +337,13 @@ bool block_can_discard(const struct block *b)
 uint32_t block_cluster(const struct block *b)
 {
 	return b->root->limits.cluster;
+}
+
+bool block_overwrites(const struct block *b)
+{
+	const struct node *n = node_is_guard(b->root) ? b->root->child[NODE_FILE] : b->root;
+
+	return !n->readonly && n->ops == raw_driver.ops;
 }
 
 bool block_new_is_zero(const struct block *b)

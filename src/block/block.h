@@ -147,6 +147,7 @@ uint64_t block_size(const struct block *b);		/* bytes */
 bool block_readonly(const struct block *b);
 bool block_can_discard(const struct block *b);
 uint32_t block_cluster(const struct block *b);		/* preferred unit of writing, bytes; 0: none */
+bool block_overwrites(const struct block *b);		/* what is overwritten is gone: no layer keeps copies, none is elsewhere */
 bool block_new_is_zero(const struct block *b);		/* a new image of this kind reads as zeroes */
 const char *block_path(const struct block *b);		/* of the image; until b stands on another one */
 const char *block_format(const struct block *b);	/* of the node below the filters */

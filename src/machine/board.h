@@ -64,6 +64,8 @@ void board_disk_remove(struct board_disk *d, void (*removed)(void *opaque, int r
 void board_disk_remove_cancel(struct board_disk *d);
 /* block_size() of its disk has changed: the guest is told.  The loop's thread. */
 void board_disk_resized(struct board_disk *d);
+/* Its block stands on another image now. */
+void board_disk_changed(struct board_disk *d);
 /* User-mode NAT with port forwards. */
 int board_net_user(struct board *b, const struct net_forward *fwd, int nfwd, struct error *e);
 

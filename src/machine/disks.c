@@ -75,6 +75,7 @@ static void disk_removed(void *opaque)
 
 static void pci_remove(struct board_disk *d) { acpi_hotplug_request(d->board->hotplug, d->slot); }
 static void virtio_take(struct board_disk *d) { virtio_blk_remove(d->virtio, disk_removed, d); }
+static void virtio_changed(struct board_disk *d) { virtio_blk_changed(d->virtio); }
 static void virtio_resized(struct board_disk *d) { virtio_blk_resized(d->virtio); }
 
 /* --- NVMe: a PCI function each --- */
@@ -125,8 +126,9 @@ static const struct bus_ops {
 	void (*remove)(struct board_disk *d);	/* asks the guest, or takes it */
 	void (*take)(struct board_disk *d);	/* the guest has ejected it; NULL: it is never asked */
 	void (*resized)(struct board_disk *d);
+	void (*changed)(struct board_disk *d);	/* NULL: it shows nothing of its image */
 } buses[DISK_BUSES] = {
-	[DISK_VIRTIO] = { virtio_add, pci_remove, virtio_take, virtio_resized },
+	[DISK_VIRTIO] = { virtio_add, pci_remove, virtio_take, virtio_resized, virtio_changed },
 	[DISK_SCSI] = { scsi_add, scsi_remove, NULL, scsi_resized },
 	[DISK_NVME] = { nvme_add, pci_remove, nvme_take, nvme_disk_resized },
 };
@@ -181,6 +183,12 @@ void board_disk_remove_cancel(struct board_disk *d)
 void board_disk_resized(struct board_disk *d)
 {
 	buses[d->bus].resized(d);
+}
+
+void board_disk_changed(struct board_disk *d)
+{
+	if (buses[d->bus].changed)
+		buses[d->bus].changed(d);
 }
 
 /* --- what the guest answers: vCPU to loop --- */

@@ -274,26 +274,38 @@ static void start(struct vm *vm, struct control_call *call, json_t *arguments, c
 
 static struct block *disk_of(struct disk_job *k) { return k->slot->block; }
 
+/* The disk stands on something else now, if that went well. */
+static int changed(struct disk_job *k, int ret)
+{
+	if (!ret)
+		disk_changed(k->slot);
+	return ret;
+}
+
 static int do_backup(struct disk_job *k)
 {
 	return live_backup(&k->job, disk_of(k), k->target, &k->backup, &k->e);
 }
 static int do_mirror(struct disk_job *k)
 {
-	return live_mirror(&k->job, disk_of(k), k->target, &k->mirror, &k->e);
+	int ret = live_mirror(&k->job, disk_of(k), k->target, &k->mirror, &k->e);
+
+	return k->mirror.pivot ? changed(k, ret) : ret;
 }
 static int do_stream(struct disk_job *k) { return live_stream(&k->job, disk_of(k), &k->e); }
 
 static int do_snapshot(struct disk_job *k)
 {
 	if (k->target)
-		return live_snapshot(disk_of(k), k->target, &k->e);
+		return changed(k, live_snapshot(disk_of(k), k->target, &k->e));
 	return block_snapshot_create(disk_of(k), k->name ? k->name : "", &k->e);
 }
 
 static int do_commit(struct disk_job *k)
 {
-	return live_commit(&k->job, disk_of(k), &(struct block_options){ .fds = k->file, .nfds = k->nfiles }, &k->e);
+	const struct block_options o = { .fds = k->file, .nfds = k->nfiles };
+
+	return changed(k, live_commit(&k->job, disk_of(k), &o, &k->e));
 }
 
 static int do_resize(struct disk_job *k)

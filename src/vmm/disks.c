@@ -58,12 +58,11 @@ static int disk_plug(struct vm *vm, struct vm_slot *s, struct error *e)
 	const struct vm_disk *d = &s->spec;
 	struct block *b = s->block;
 	char serial[DISK_SERIAL_MAX + 1];
-	/* Overwriting a raw image reaches the bytes themselves; other formats and overlays keep copies. */
 	const struct board_disk_config c = {
 		.bus = d->bus, .cdrom = d->cdrom, .traits = {
 			.serial = d->serial ? d->serial : serial, .write_through = d->write_through,
 			.logical_bytes = d->logical_bytes, .physical_bytes = d->physical_bytes,
-			.secure_erase = !d->ephemeral && !block_readonly(b) && !strcmp(block_format(b), "raw"),
+			.secure_erase = true,
 		},
 	};
 
@@ -170,6 +169,12 @@ struct vm_slot *disk_find(struct vm *vm, const char *name)
 		if (vm->disk[i].state >= DISK_PLUGGED && !strcmp(vm->disk[i].name, name))
 			return &vm->disk[i];
 	return NULL;
+}
+
+void disk_changed(struct vm_slot *s)
+{
+	if (s->place)
+		board_disk_changed(s->place);
 }
 
 void disk_resized(struct vm_slot *s)

@@ -48,6 +48,7 @@ void disks_flush(struct vm *vm);	/* what the guest wrote reaches the host's disk
 void disks_close(struct vm *vm);	/* the board is gone */
 struct vm_slot *disk_find(struct vm *vm, const char *name);	/* NULL: none */
 void disk_resized(struct vm_slot *s);	/* block_size() has changed: the guest is told */
+void disk_changed(struct vm_slot *s);	/* it may stand on another image: what follows from that is shown to the guest */
 json_t *disks_json(struct vm *vm);
 
 /* limits.c */

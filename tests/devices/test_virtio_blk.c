@@ -1,6 +1,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -13,7 +14,7 @@
 #include <linux/virtio_ring.h>
 
 #include "base/stream.h"
-#include "block/block.h"
+#include "block/node.h"
 #include "devices/virtio/blk.h"
 #include "driver.h"
 
@@ -422,6 +423,42 @@ static uint8_t range_do(struct disk *k, uint32_t type, uint64_t sector, uint32_t
 	return disk_do(k, 0, type, 0, sizeof(g), false, NULL);
 }
 
+static void nothing(void *opaque, int ret) { assert_int_equal(ret, 0); }
+
+/* The disk changes over to an image that keeps copies of what is overwritten, and back. */
+static void test_secure_erase_withdrawn(void **state)
+{
+	struct disk *k = *state;
+	struct block *b;
+	struct node *raw, *over;
+	char path[96];
+
+	drv_start(&k->d, ALL);
+	assert_int_equal(range_do(k, VIRTIO_BLK_T_SECURE_ERASE, 0, 8, 0), 0);
+	snprintf(path, sizeof(path), "%s.qcow2", k->path);
+	assert_int_equal(block_create(k->b.loop, path, "qcow2", &(struct block_create){ .size_bytes = DISK_BYTES }, NULL), 0);
+	assert_int_equal(block_open_with(&b, k->b.loop, path, &(struct block_options){ .format = "qcow2", .beside = k->block },
+					 NULL), 0);
+	over = block_root(b);
+	block_hold(k->block, nothing, NULL);
+	raw = block_set_root(k->block, over);
+	block_release(k->block);
+	virtio_blk_changed(k->blk);
+	assert_int_equal(CONFIG(k, opt_io_size), 65536 / 512);
+	assert_int_equal(range_do(k, VIRTIO_BLK_T_SECURE_ERASE, 0, 8, 0), VIRTIO_BLK_S_UNSUPP);
+	drv_start(&k->d, ALL);
+	assert_false(k->d.offered >> VIRTIO_BLK_F_SECURE_ERASE & 1);
+	block_hold(k->block, nothing, NULL);
+	block_set_root(k->block, raw);
+	block_release(k->block);
+	virtio_blk_changed(k->blk);
+	drv_start(&k->d, ALL);
+	assert_true(k->d.offered >> VIRTIO_BLK_F_SECURE_ERASE & 1);
+	assert_int_equal(range_do(k, VIRTIO_BLK_T_SECURE_ERASE, 0, 8, 0), 0);
+	block_close(b);
+	unlink(path);
+}
+
 static void test_secure_erase(void **state)
 {
 	struct disk *k = *state;
@@ -581,7 +618,7 @@ int main(void)
 		T(test_write_through, disk_setup), T(test_ephemeral, disk_setup_ephemeral),
 		T(test_topology, disk_setup), T(test_cache_mode, disk_setup_write_through),
 		T(test_no_flush_feature, disk_setup), T(test_secure_erase, disk_setup),
-		T(test_secure_erase, disk_setup_pool), T(test_readonly_changes, disk_setup_readonly),
+		T(test_secure_erase, disk_setup_pool), T(test_secure_erase_withdrawn, disk_setup), T(test_readonly_changes, disk_setup_readonly),
 		T(test_resize, disk_setup), T(test_remove_insert, disk_setup), T(test_remove_insert, disk_setup_pool),
 		T(test_save_load, disk_setup), T(test_pci_access_window, disk_setup),
 	};

@@ -39,6 +39,7 @@ struct virtio_blk {
 	void *gone_opaque;
 	unsigned batch;			/* > 0: kick() is running and will signal */
 	uint8_t serial[DISK_SERIAL_MAX];
+	struct disk_traits traits;	/* without serial */
 };
 
 struct blk_request {
@@ -120,6 +121,8 @@ static void erase_next(void *opaque, int ret)
 	uint64_t offset = r->erase_offset, n = r->erase_left < ERASE_STEP ? r->erase_left : ERASE_STEP;
 	int niov = 0;
 
+	if (!ret && !block_overwrites(r->d->block))
+		ret = -EOPNOTSUPP;	/* it may change its image between any two steps */
 	if (ret) {
 		request_done(r, ret);
 		return;
@@ -256,7 +259,7 @@ static void dispatch(struct blk_request *r, const struct virtq_chain *c, uint64_
 		ranges_start(r, c, header);
 		break;
 	case VIRTIO_BLK_T_SECURE_ERASE:
-		if (virtio_has(d->v, VIRTIO_BLK_F_SECURE_ERASE))
+		if (virtio_has(d->v, VIRTIO_BLK_F_SECURE_ERASE) && block_overwrites(d->block))
 			ranges_start(r, c, header);
 		else
 			request_end(r, -EOPNOTSUPP);
@@ -401,7 +404,7 @@ static uint64_t features(const struct block *b, const struct disk_traits *t, uns
 	f |= 1ull << VIRTIO_BLK_F_WRITE_ZEROES;
 	if (block_can_discard(b))
 		f |= 1ull << VIRTIO_BLK_F_DISCARD;
-	if (t->secure_erase)
+	if (t->secure_erase && block_overwrites(b))
 		f |= 1ull << VIRTIO_BLK_F_SECURE_ERASE;
 	return f;
 }
@@ -462,9 +465,24 @@ void virtio_blk_resized(struct virtio_blk *d)
 	virtio_config_set(d->v, offsetof(struct virtio_blk_config, capacity), &c.capacity, sizeof(c.capacity), true);
 }
 
+void virtio_blk_changed(struct virtio_blk *d)
+{
+	struct virtio_blk_config c;
+	size_t from = offsetof(struct virtio_blk_config, physical_block_exp), to = offsetof(struct virtio_blk_config, wce);
+
+	virtio_offer(d->v, VIRTIO_BLK_F_SECURE_ERASE, d->traits.secure_erase && block_overwrites(d->block));
+	virtio_offer(d->v, VIRTIO_BLK_F_DISCARD, block_can_discard(d->block));
+	config_fill(&c, d->block, &d->traits, d->queues);
+	virtio_config_set(d->v, (unsigned)from, (char *)&c + from, (unsigned)(to - from), false);
+	from = offsetof(struct virtio_blk_config, max_discard_sectors);
+	virtio_config_set(d->v, (unsigned)from, (char *)&c + from, (unsigned)(sizeof(c) - from), true);
+}
+
 static void disk_take(struct virtio_blk *d, struct block *b, const struct disk_traits *t)
 {
 	d->block = b;
+	d->traits = *t;
+	d->traits.serial = NULL;
 	memset(d->serial, 0, sizeof(d->serial));
 	if (t->serial)
 		memcpy(d->serial, t->serial, strnlen(t->serial, sizeof(d->serial)));

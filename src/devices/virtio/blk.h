@@ -18,6 +18,9 @@ int virtio_blk_new(struct virtio_blk **out, struct pci_bus *bus, struct map *m, 
 		   struct block *b, const struct disk_traits *t, unsigned queues, struct error *e);
 /* The disk has another size now: the driver is told.  The loop's thread. */
 void virtio_blk_resized(struct virtio_blk *d);
+/* Its block stands on another image: topology and features are that one's, features from the next reset on.  Until then a driver
+ * that has negotiated secure erase is told that it is not supported where it would leave copies.  The loop's thread. */
+void virtio_blk_changed(struct virtio_blk *d);
 /* Takes the disk out: the slot is empty for the driver, and `gone` runs, maybe at once, when no request is under way;
  * b is to be closed from the loop, not in the callback.  The device stays for another disk.  The loop's thread. */
 void virtio_blk_remove(struct virtio_blk *d, void (*gone)(void *opaque), void *opaque);

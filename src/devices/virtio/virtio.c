@@ -223,6 +223,13 @@ void virtio_config_set(struct virtio *v, unsigned offset, const void *buf, unsig
 		device_interrupt(v, atomic_load(&v->config_vector), VIRTIO_PCI_ISR_CONFIG);
 }
 
+void virtio_offer(struct virtio *v, unsigned feature, bool offered)
+{
+	pthread_mutex_lock(&v->lock);
+	v->offered = (v->offered & ~(1ull << feature)) | (uint64_t)offered << feature;
+	pthread_mutex_unlock(&v->lock);
+}
+
 /* --- off the bus and on it --- */
 
 void virtio_withdraw(struct virtio *v)

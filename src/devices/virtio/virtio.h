@@ -67,6 +67,7 @@ void virtio_get(struct virtio *v);	/* a request is under way: a reset waits for 
 void virtio_put(struct virtio *v);
 
 /* Any thread. */
+void virtio_offer(struct virtio *v, unsigned feature, bool offered);	/* from the next reset on */
 void virtio_fail(struct virtio *v);	/* the driver broke the rules: DEVICE_NEEDS_RESET (2.1.2) */
 void virtio_config_get(struct virtio *v, unsigned offset, void *buf, unsigned len);
 void virtio_config_set(struct virtio *v, unsigned offset, const void *buf, unsigned len, bool interrupt);
