@@ -363,7 +363,7 @@ static json_t *bitmaps_json(struct block *b)
 
 struct listing { struct vm *vm; struct control_call *call; };
 
-/* Waits for the image: meanwhile the disk is not detached. */
+/* Waits for the image: meanwhile the disk is not closed. */
 static void slot_describe(struct vm_slot *s, json_t *d)
 {
 	s->looking++;
@@ -373,7 +373,8 @@ static void slot_describe(struct vm_slot *s, json_t *d)
 	json_object_set_new(d, "bitmaps", bitmaps_json(s->block));
 	if (s->job)
 		json_object_set_new(d, "job", job_json(s->job));
-	s->looking--;
+	if (!--s->looking)
+		co_queue_wake_all(loop_coroutines(s->vm->loop), &s->looked);
 }
 
 static void list_main(void *opaque)

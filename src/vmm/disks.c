@@ -106,6 +106,8 @@ int disks_plug(struct vm *vm, struct error *e)
 			struct control_call *call = s->call;
 
 			loop_timer_free(s->timer);
+			while (s->looking && !loop_step(vm->loop))
+				;
 			disk_close(s);
 			disk_free(vm, s);
 			control_reply(call, NULL);
@@ -329,6 +331,8 @@ static void detach_close(void *opaque)
 	struct error e = { 0 };
 	int ret, close_ret;
 
+	while (s->looking)
+		co_queue_wait(loop_coroutines(vm->loop), &s->looked);
 	limits_let_go(s);
 	ret = block_co_flush(s->block);
 	close_ret = block_close(s->block);
@@ -413,8 +417,6 @@ void verb_disk_detach(struct vm *vm, struct control_call *call, json_t *argument
 	else if (s->job)
 		ret = error_set(&e, EBUSY, "wait for its end, or cancel it (vixen disk cancel)", "detach a disk",
 				"a job on '%s' is under way", name);
-	else if (s->looking)
-		ret = error_set(&e, EBUSY, "try again", "detach a disk", "'%s' is being looked at", name);
 	else if (!(s->timer = loop_timer_new(vm->loop, on_timeout, s)))
 		ret = error_errno(&e, ENOMEM, NULL, "detach a disk");
 	if (ret) {

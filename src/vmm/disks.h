@@ -5,6 +5,7 @@
 #include <jansson.h>
 
 #include "base/error.h"
+#include "host/coroutine.h"
 #include "vmm/vm_config.h"
 
 struct vm;
@@ -34,9 +35,9 @@ struct vm_slot {
 	struct block_group *own;	/* limits.c; NULL: never had limits of its own */
 	struct vm_limits limits;
 	struct vm_group *group;
-	/* PLUGGED: while there is one of these it is not detached */
-	struct disk_job *job;		/* NULL: none */
-	unsigned looking;		/* coroutines that wait for what they asked its block */
+	struct disk_job *job;		/* NULL: none; while there is one it is not detached */
+	unsigned looking;		/* coroutines that wait for what they asked its block: it is not closed meanwhile */
+	struct co_queue looked;		/* waits for none of these */
 	/* LEAVING and CLOSING */
 	struct control_call *call;
 	struct loop_timer *timer;
