@@ -30,10 +30,10 @@ static int user_result(struct block *b, int ret)
 	return -ENOSPC;
 }
 
-/* A flush that failed may have dropped what it should have written: trying again would hide that. */
+/* Not under way until it is tried again: meanwhile the disk may be held, and stand on something else afterwards. */
 static bool stick(struct block *b, struct request *r, int ret)
 {
-	if (ret != -ENOSPC || !b->on_full || (r->kind != WRITE && r->kind != ZEROES && r->kind != DISCARD))
+	if (ret != -ENOSPC || !b->on_full || r->kind == READ || r->kind == STATUS)
 		return false;
 	r->next = b->stuck;
 	b->stuck = r;
@@ -47,10 +47,10 @@ static void request_done(void *opaque, int ret)
 	struct block *b = r->b;
 
 	ret = user_result(b, ret);
-	if (stick(b, r, ret))
-		return;
-	r->done(r->opaque, ret);
-	request_free(b, r);
+	if (!stick(b, r, ret)) {
+		r->done(r->opaque, ret);
+		request_free(b, r);
+	}
 	if (!--b->in_flight)
 		block_idle(b);
 }
@@ -220,8 +220,7 @@ void block_retry(struct block *b)
 	while (r) {
 		struct request *next = r->next;
 
-		b->in_flight--;		/* dispatch() counts it again */
-		dispatch(b, r);
+		block_admitted(b, r);
 		r = next;
 	}
 }

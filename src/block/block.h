@@ -223,9 +223,10 @@ void block_group_limit(struct block_group *g, const struct block_limits *l);	/* 
  * without data.  In order, once one has to wait.  -ENOMEM. */
 int block_throttle(struct block *b, struct block_group *own, struct block_group *shared);
 
-/* With `full` set, what fails because the host has no space left (or the file may grow no more) is kept, as if still
- * under way, and full runs for each; block_retry() tries all of it again.  A flush is not kept.  Setting NULL tries once
- * more and lets what then fails fail. */
+/* With `full` set, what fails because the host has no space left (or the file may grow no more) is kept, and full runs for
+ * each; block_retry() tries all of it again.  So is a flush whose writes of metadata found none; one that failed in the
+ * host's own flushing is -EIO, as that may have dropped what was written before.  What is kept counts as not begun: the disk
+ * can be held, and change its stack, meanwhile.  Setting NULL tries once more and lets what then fails fail. */
 void block_on_full(struct block *b, void (*full)(void *opaque), void *opaque);
 void block_retry(struct block *b);
 

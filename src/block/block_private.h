@@ -34,7 +34,7 @@ struct block {
 	struct throttle *throttle;	/* NULL: no limits */
 	void (*on_full)(void *opaque);	/* NULL: the caller of a request sees -ENOSPC */
 	void *full_opaque;
-	struct request *stuck;		/* until there is space; under way, as far as others can see */
+	struct request *stuck;		/* until there is space; not among those under way */
 	struct request *waiting, **waiting_tail;	/* while held */
 	struct request *idle;		/* free structs */
 	struct holder *holders;		/* wait until nothing is under way */

@@ -48,6 +48,11 @@ static int falloc_result(const struct file_req *r, int ret)
 	return -EOPNOTSUPP;
 }
 
+int file_sync_result(int ret)
+{
+	return ret == -ENOSPC || ret == -EDQUOT || ret == -EFBIG ? -EIO : ret;
+}
+
 static void req_done(void *opaque, int ret)
 {
 	struct file_req *r = opaque;
@@ -57,6 +62,8 @@ static void req_done(void *opaque, int ret)
 	opaque = r->opaque;
 	if (r->aio.op == AIO_FALLOCATE)
 		ret = falloc_result(r, ret);
+	else if (r->aio.op == AIO_SYNC)
+		ret = file_sync_result(ret);
 	r->next = f->idle;
 	f->idle = r;
 	done(opaque, ret);

@@ -202,6 +202,9 @@ int node_co_close(struct node *n);		/* NULL is fine */
 int overlay_new(struct node **out, struct node *base, struct error *e);
 /* Space in a file for what a new image holds; it may grow.  -EOPNOTSUPP: falloc is not possible there. */
 int node_co_preallocate(struct node *file, uint64_t at, uint64_t len, enum block_preallocate how);
+/* What a flush of the host's came to: no space (-ENOSPC and its like) is -EIO, since what was to be written may be dropped, and
+ * another flush would hide that. */
+int file_sync_result(int ret);
 int file_node_from_fd(struct node **out, struct block_env *env, int fd, const char *path, struct error *e);
 
 /* --- calling nodes --- */

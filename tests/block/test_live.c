@@ -871,6 +871,131 @@ static void test_rate_of_stream_cancelled(void **state)
 	holds(f, "top.qcow2", f->model);
 }
 
+/* --- a disk that the host has no space for: what waits keeps no job from starting, ending, changing its image --- */
+
+static void note_full(void *opaque) { (*(unsigned *)opaque)++; }
+
+struct stuck {
+	struct node_ops failing;
+	const struct node_ops *real;
+	struct node *n;
+	unsigned fulls;
+	int ret;
+	struct iovec iov;
+	uint8_t buf[BLOCK];
+};
+
+static void stuck_done(void *opaque, int ret) { ((struct stuck *)opaque)->ret = ret; }
+
+/* A write at 0 that finds no space below. */
+static void get_stuck(struct fixture *f, struct stuck *s)
+{
+	*s = (struct stuck){ .failing = *f->disk->root->ops, .real = f->disk->root->ops, .n = f->disk->root, .ret = 1 };
+	s->failing.writev = failing_writev;
+	s->n->ops = &s->failing;
+	memset(s->buf, 0x5a, BLOCK);
+	s->iov = (struct iovec){ s->buf, BLOCK };
+	block_on_full(f->disk, note_full, &s->fulls);
+	block_writev(f->disk, 0, &s->iov, 1, stuck_done, s);
+	assert_int_equal(s->fulls, 1);
+	assert_int_equal(s->ret, 1);
+}
+
+static int finish_mirror(void *opaque)
+{
+	struct fixture *f = opaque;
+
+	return live_mirror(&f->job, f->disk, f->target, &f->mirror, &f->e);
+}
+
+static int flush_disk(void *opaque) { return block_co_flush(((struct fixture *)opaque)->disk); }
+
+static void test_full_disk_moves(void **state)
+{
+	struct fixture *f = *state;
+	struct stuck s;
+
+	prepare(f, "a.raw", "b.qcow2");
+	get_stuck(f, &s);
+	f->mirror = (struct live_mirror){ .pivot = true, .finish = true };
+	assert_int_equal(block_run(f->loop, finish_mirror, f), 0);
+	assert_string_equal(block_format(f->disk), "qcow2");
+	s.n->ops = s.real;
+	block_retry(f->disk);
+	assert_int_equal(block_run(f->loop, flush_disk, f), 0);
+	while (s.ret == 1)
+		loop_step(f->loop);
+	assert_int_equal(s.ret, 0);
+	memset(f->model, 0x5a, BLOCK);
+	close_all(f);
+	holds(f, "b.qcow2", f->model);
+}
+
+static int cancelled_backup(void *opaque)
+{
+	struct fixture *f = opaque;
+
+	f->started = true;
+	f->fn = paced_backup;
+	f->job.rate_bytes = 1;
+	assert_int_equal(co_start(f->co, slow_job, f), 0);
+	for (unsigned i = 0; i < 50; i++)
+		yield(f);
+	assert_true(f->started);
+	f->job.cancel = true;
+	live_job_kick(f->disk, &f->job);
+	while (f->started)
+		co_queue_wait(f->co, &f->ended);
+	return f->job_ret;
+}
+
+static void test_full_disk_is_given_up(void **state)
+{
+	struct fixture *f = *state;
+	struct stuck s;
+
+	prepare(f, "a.raw", "b.raw");
+	get_stuck(f, &s);
+	assert_int_equal(block_run(f->loop, cancelled_backup, f), -ECANCELED);
+	assert_int_equal(s.ret, 1);
+	block_on_full(f->disk, NULL, NULL);	/* as when the VM is stopped */
+	assert_int_equal(s.ret, -ENOSPC);
+	s.n->ops = s.real;
+	close_all(f);
+	holds(f, "a.raw", f->model);
+}
+
+/* Limits are the disk's, whatever it stands on. */
+static void test_pivot_with_group_limits(void **state)
+{
+	struct fixture *f = *state;
+	struct block_group *g = block_group_new(f->loop);
+	struct stuck s[3];
+
+	prepare(f, "a.raw", "b.qcow2");
+	block_group_limit(g, &(struct block_limits){ .iops = 100000 });
+	assert_int_equal(block_throttle(f->disk, NULL, g), 0);
+	f->mirror.pivot = true;
+	assert_int_equal(block_run(f->loop, mirror_main, f), 0);
+	block_group_limit(g, &(struct block_limits){ .iops = 1, .iops_burst = 1 });
+	for (unsigned i = 0; i < 3; i++) {
+		s[i] = (struct stuck){ .ret = 1 };
+		s[i].iov = (struct iovec){ s[i].buf, BLOCK };
+		memset(f->model + i * BLOCK, 0, BLOCK);
+		block_writev(f->disk, i * BLOCK, &s[i].iov, 1, stuck_done, &s[i]);
+	}
+	while (s[0].ret == 1)
+		loop_step(f->loop);
+	assert_int_equal(s[2].ret, 1);
+	block_group_limit(g, &(struct block_limits){ 0 });
+	while (s[2].ret == 1)
+		loop_step(f->loop);
+	assert_int_equal(block_throttle(f->disk, NULL, NULL), 0);
+	block_group_put(g);
+	close_all(f);
+	holds(f, "b.qcow2", f->model);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -883,6 +1008,7 @@ int main(void)
 		T(test_stream_cancelled_and_again), T(test_stream_needs_a_backing_file),
 		T(test_snapshot), T(test_commit_of_a_snapshot), T(test_commit_to_raw), T(test_commit_cancelled_and_again),
 		T(test_increment_after_snapshot), T(test_increment_after_commit), T(test_increment_after_pivot),
+		T(test_full_disk_moves), T(test_full_disk_is_given_up), T(test_pivot_with_group_limits),
 		T(test_rate_of_backup), T(test_rate_of_mirror), T(test_rate_of_stream_cancelled),
 	};
 

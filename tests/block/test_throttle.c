@@ -11,9 +11,10 @@
 
 #include <cmocka.h>
 #include <errno.h>
+#include <limits.h>
 #include <fcntl.h>
 
-#include "block/block.h"
+#include "block/node.h"
 #include "host/loop.h"
 
 #define DISK_BYTES (8u << 20)
@@ -254,6 +255,81 @@ static void test_full(void **state)
 	}
 }
 
+static void flush_ended(void *opaque, int ret) { *(int *)opaque = ret; }
+static void held(void *opaque, int ret) { *(bool *)opaque = !ret; }
+
+static void turns(struct disk *k, const int *until, unsigned most)
+{
+	for (unsigned i = 0; i < most && *until > 0; i++)
+		serve(k, UINT_MAX, 1);
+}
+
+/* Tables that a flush has no space for are written when there is some; the guest sees no error. */
+static void test_full_flush(void **state)
+{
+	struct disk *k = *state;
+	int ret = 1;
+
+	signal(SIGXFSZ, SIG_IGN);
+	block_on_full(k->b[0], on_full, k);
+	submit(k, 0, 0, true, 1 << 20);
+	serve(k, 1, LONG);
+	file_limit(512);
+	block_flush(k->b[0], flush_ended, &ret);
+	turns(k, &ret, 100);
+	assert_int_equal(ret, 1);
+	assert_int_equal(k->fulls, 1);
+	block_retry(k->b[0]);
+	turns(k, &ret, 50);
+	assert_int_equal(ret, 1);
+	assert_int_equal(k->fulls, 2);
+	file_limit(RLIM_INFINITY);
+	block_retry(k->b[0]);
+	turns(k, &ret, 10000);
+	assert_int_equal(ret, 0);
+	file_limit(512);			/* nothing is left to be written */
+	ret = 1;
+	block_flush(k->b[0], flush_ended, &ret);
+	turns(k, &ret, 10000);
+	assert_int_equal(ret, 0);
+	file_limit(RLIM_INFINITY);
+}
+
+/* What the host's own flush had no space for may be gone: an error, and no second try. */
+static void test_sync_result(void **state)
+{
+	assert_int_equal(file_sync_result(-ENOSPC), -EIO);
+	assert_int_equal(file_sync_result(-EDQUOT), -EIO);
+	assert_int_equal(file_sync_result(-EFBIG), -EIO);
+	assert_int_equal(file_sync_result(-EIO), -EIO);
+	assert_int_equal(file_sync_result(0), 0);
+}
+
+/* What waits for space keeps nobody from holding the disk, and waits on when it is tried again while that lasts. */
+static void test_full_held(void **state)
+{
+	struct disk *k = *state;
+	bool mine = false;
+
+	signal(SIGXFSZ, SIG_IGN);
+	block_on_full(k->b[0], on_full, k);
+	file_limit(512);
+	submit(k, 0, 0, true, 4 << 20);
+	for (unsigned i = 0; i < 1000 && !k->fulls; i++)
+		serve(k, 1, 1);
+	assert_int_equal(k->fulls, 1);
+	block_hold(k->b[0], held, &mine);
+	assert_true(mine);
+	file_limit(RLIM_INFINITY);
+	block_retry(k->b[0]);
+	serve(k, 1, 50);
+	assert_int_equal(done_all(k), 0);
+	block_release(k->b[0]);
+	serve(k, 1, LONG);
+	assert_int_equal(done_all(k), 1);
+	assert_int_equal(k->failed, 0);
+}
+
 static void test_full_given_up(void **state)
 {
 	struct disk *k = *state;
@@ -286,6 +362,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_rates, setup), T(test_rates, setup_pool), T(test_live, setup), T(test_live, setup_qcow2),
 		T(test_group, setup), T(test_full, setup), T(test_full, setup_pool), T(test_full, setup_qcow2),
+		T(test_full_flush, setup_qcow2), T(test_full_held, setup), T(test_full_held, setup_qcow2),
+		T(test_sync_result, setup),
 		T(test_full_given_up, setup), T(test_full_given_up, setup_pool),
 	};
 

@@ -226,7 +226,7 @@ static int nbd_flush(struct node *n)
 	if (n->readonly)
 		return 0;
 	if (c->flags & NBD_SEND_FLUSH)
-		return request(c, &slot, 0, NULL, 0);
+		return file_sync_result(request(c, &slot, 0, NULL, 0));
 	return c->dead ? -EIO : 0;
 }
 
