@@ -147,7 +147,7 @@ static int disk_get(struct ask *a)
 			a->disk = json_incref(d);
 	json_decref(list);
 	if (!ret && !a->disk)
-		return error_set(&a->e, ENOENT, "see vixen disk list", "find the disk", "there is no '%.100s'", a->arg[1]);
+		return error_set(&a->e, ENOENT, "see vixen disk list", "find the disk", "there is no disk '%.100s'", a->arg[1]);
 	return ret;
 }
 
@@ -519,8 +519,10 @@ static bool enough(const struct subcommand *s, const struct ask *a)
 	unsigned n = 0;
 	while (n < ARGS && a->arg[n])
 		n++;
-	return (n >= s->least && n <= s->most) ||
-	       usage_error(s->command.verb, "it takes other arguments: see vixen %s --help", s->command.verb);
+	if (n >= s->least && n <= s->most)
+		return true;
+	const char *form = s->command.usage + strlen("disk ") + strlen(s->name) + 1;
+	return usage_error(s->command.verb, "it takes %.*s", (int)strcspn(form, "\n"), form);
 }
 
 static int run(const struct subcommand *s, int argc, char **argv)

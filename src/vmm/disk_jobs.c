@@ -1,7 +1,6 @@
 #include "vmm/disk_jobs.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -34,36 +33,7 @@ struct disk_job {
 	struct error e;
 };
 
-/* --- disks --- */
-
-static bool named(const struct block *b, const char *name)
-{
-	const char *path = block_path(b), *slash = strrchr(path, '/');
-
-	return !strcmp(path, name) || (slash && !strcmp(slash + 1, name));
-}
-
-/* "disk0" or "0" ... as in the list, or the image's path or the last part of it.  -ENOENT with e set. */
-static int slot_find(struct vm *vm, const char *name, struct vm_slot **out, struct error *e)
-{
-	char full[sizeof vm->disk->name];
-
-	snprintf(full, sizeof full, "disk%s", name);
-	*out = disk_find(vm, name);
-	if (!*out && strlen(name) < 4)
-		*out = disk_find(vm, full);
-	if (*out)
-		return 0;
-	for (struct vm_slot *s = vm->disk; s < vm->disk + VM_DISKS_MAX; s++) {
-		if (s->state < DISK_PLUGGED || !named(s->block, name))
-			continue;
-		if (*out)
-			return error_set(e, EINVAL, "give its name, see vixen disk list", "find the disk",
-					 "there are several '%.100s'", name);
-		*out = s;
-	}
-	return *out ? 0 : error_set(e, ENOENT, "see vixen disk list", "find the disk", "there is no '%.100s'", name);
-}
+/* --- what there is --- */
 
 static json_t *job_json(const struct disk_job *k)
 {
@@ -193,7 +163,7 @@ static int wrong(struct error *e, const char *what, const char *why)
 static int job_fill(struct disk_job *k, json_t *arguments)
 {
 	const char *disk = json_string_value(json_object_get(arguments, "disk"));
-	int ret = disk ? slot_find(k->vm, disk, &k->slot, &k->e) : wrong(&k->e, k->kind, "it names no disk");
+	int ret = disk ? disk_lookup(k->vm, disk, &k->slot, &k->e) : wrong(&k->e, k->kind, "it names no disk");
 
 	if (ret)
 		return ret;
@@ -472,7 +442,7 @@ static struct disk_job *job_of(struct vm *vm, struct control_call *call, json_t 
 	const char *disk = json_string_value(json_object_get(arguments, "disk"));
 	struct error e = { 0 };
 	struct vm_slot *s = NULL;
-	int ret = disk ? slot_find(vm, disk, &s, &e) : wrong(&e, what, "it names no disk");
+	int ret = disk ? disk_lookup(vm, disk, &s, &e) : wrong(&e, what, "it names no disk");
 
 	if (!ret && !s->job)
 		ret = error_set(&e, ENOENT, "see vixen disk list", what, "there is no job on this disk");

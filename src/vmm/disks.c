@@ -173,6 +173,34 @@ struct vm_slot *disk_find(struct vm *vm, const char *name)
 	return NULL;
 }
 
+static bool named(const struct block *b, const char *name)
+{
+	const char *path = block_path(b), *slash = strrchr(path, '/');
+
+	return !strcmp(path, name) || (slash && !strcmp(slash + 1, name));
+}
+
+int disk_lookup(struct vm *vm, const char *name, struct vm_slot **out, struct error *e)
+{
+	char full[sizeof vm->disk->name];
+
+	snprintf(full, sizeof full, "disk%s", name);
+	*out = disk_find(vm, name);
+	if (!*out && strlen(name) < 4)
+		*out = disk_find(vm, full);
+	if (*out)
+		return 0;
+	for (struct vm_slot *s = vm->disk; s < vm->disk + VM_DISKS_MAX; s++) {
+		if (s->state < DISK_PLUGGED || !named(s->block, name))
+			continue;
+		if (*out)
+			return error_set(e, EINVAL, "give its name, see vixen disk list", "find the disk",
+					 "there are several '%.100s'", name);
+		*out = s;
+	}
+	return *out ? 0 : error_set(e, ENOENT, "see vixen disk list", "find the disk", "there is no disk '%.100s'", name);
+}
+
 void disk_changed(struct vm_slot *s)
 {
 	if (s->place)
@@ -399,26 +427,30 @@ static void on_timeout(void *opaque)
 	detach_refused(s, -ETIMEDOUT, &e);
 }
 
-/* {"name", "timeout_s"} */
+static int detach_good(struct vm_slot *s, struct error *e)
+{
+	if (s->state != DISK_PLUGGED || !s->place)
+		return error_set(e, EBUSY, "wait for that", "detach a disk", "'%s' is on its way already", s->name);
+	if (s->job)
+		return error_set(e, EBUSY, "wait for its end, or cancel it (vixen disk cancel)", "detach a disk",
+				 "a job on '%s' is under way", s->name);
+	s->timer = loop_timer_new(s->vm->loop, on_timeout, s);
+	return s->timer ? 0 : error_errno(e, ENOMEM, NULL, "detach a disk");
+}
+
+/* {"name": as for disk_lookup(), "timeout_s"} */
 void verb_disk_detach(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	const char *name = "";
 	json_int_t timeout = 10;
 	struct error e = { 0 };
 	struct vm_slot *s;
-	int ret = 0;
+	int ret;
 
 	json_unpack(arguments, "{s:s, s?I}", "name", &name, "timeout_s", &timeout);
-	s = disk_find(vm, name);
-	if (!s)
-		ret = error_set(&e, ENOENT, "see vixen disk list", "detach a disk", "there is no disk '%s'", name);
-	else if (s->state != DISK_PLUGGED || !s->place)
-		ret = error_set(&e, EBUSY, "wait for that", "detach a disk", "'%s' is on its way already", name);
-	else if (s->job)
-		ret = error_set(&e, EBUSY, "wait for its end, or cancel it (vixen disk cancel)", "detach a disk",
-				"a job on '%s' is under way", name);
-	else if (!(s->timer = loop_timer_new(vm->loop, on_timeout, s)))
-		ret = error_errno(&e, ENOMEM, NULL, "detach a disk");
+	ret = disk_lookup(vm, name, &s, &e);
+	if (!ret)
+		ret = detach_good(s, &e);
 	if (ret) {
 		control_fail(call, ret, &e);
 		return;

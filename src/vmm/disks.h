@@ -48,6 +48,8 @@ int disks_plug(struct vm *vm, struct error *e);		/* into a new board */
 void disks_flush(struct vm *vm);	/* what the guest wrote reaches the host's disk; runs the loop */
 void disks_close(struct vm *vm);	/* the board is gone */
 struct vm_slot *disk_find(struct vm *vm, const char *name);	/* NULL: none */
+/* "disk0" or "0" ... as in the list, or the image's path or the last part of it.  -ENOENT, -EINVAL with e set. */
+int disk_lookup(struct vm *vm, const char *name, struct vm_slot **out, struct error *e);
 void disk_resized(struct vm_slot *s);	/* block_size() has changed: the guest is told */
 void disk_changed(struct vm_slot *s);	/* it may stand on another image: what follows from that is shown to the guest */
 json_t *disks_json(struct vm *vm);

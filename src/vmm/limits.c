@@ -109,23 +109,23 @@ void limits_json(const struct vm_slot *s, json_t *j)
 	limits_put(j, "group_", &s->group->limits);
 }
 
-/* {"name": disk or "group": its name, "limits": as in the configuration} */
+/* {"name": of a disk, as for disk_lookup(), or "group": its name, "limits": as in the configuration} */
 void verb_disk_throttle(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	const char *name = NULL, *group = NULL;
 	struct error e = { 0 };
 	struct vm_limits l = { 0 };
-	struct vm_slot *s;
+	struct vm_slot *s = NULL;
 	struct vm_group *g;
 	int ret;
 
 	json_unpack(arguments, "{s?s, s?s}", "name", &name, "group", &group);
-	s = name ? disk_find(vm, name) : NULL;
 	g = group ? group_find(vm, group) : NULL;
 	ret = vm_limits_decode(&l, json_object_get(arguments, "limits"), &e);
+	if (!ret && name)
+		ret = disk_lookup(vm, name, &s, &e);
 	if (!ret && !s && !g)
-		ret = error_set(&e, ENOENT, "see vixen disk list", "limit a disk", "there is no %s '%s'",
-				name ? "disk" : "group", name ? name : group ? group : "");
+		ret = error_set(&e, ENOENT, "see vixen disk list", "limit a disk", "there is no group '%s'", group ? group : "");
 	if (!ret && s)
 		ret = own_limit(s, &l, &e);
 	else if (!ret)
