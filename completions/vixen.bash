@@ -123,6 +123,7 @@ _vixen_disk()
 	mirror) options="--background --pivot --follow --to --rate $encrypt --help" ;;
 	snapshot) options="--internal $encrypt --help" ;;
 	bitmap) options='--granularity --help' ;;
+	resize) options='--shrink --force --help' ;;
 	stream | commit) options='--background --plain --rate --help' ;;
 	esac
 	case $prev in

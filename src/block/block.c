@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "block/block_private.h"
 #include "block/guard.h"
 #include "host/loop.h"
@@ -55,9 +56,20 @@ static void request_done(void *opaque, int ret)
 		block_idle(b);
 }
 
+static bool past_end(const struct block *b, const struct request *r)
+{
+	uint64_t len = r->kind == READ || r->kind == WRITE ? iov_bytes(r->iov, r->iovcnt) : r->len;
+
+	return r->kind != FLUSH && !range_inside(r->offset, len, b->root->size_bytes);
+}
+
 static void dispatch(struct block *b, struct request *r)
 {
 	b->in_flight++;
+	if (b->shrunk && past_end(b, r)) {
+		request_done(r, -EIO);
+		return;
+	}
 	switch (r->kind) {
 	case READ: node_readv(b->root, r->offset, r->iov, r->iovcnt, request_done, r); break;
 	case WRITE: node_writev(b->root, r->offset, r->iov, r->iovcnt, request_done, r); break;

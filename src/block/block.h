@@ -255,8 +255,11 @@ int block_co_write_compressed(struct block *b, uint64_t offset, const void *buf,
 
 /* --- metadata: in a coroutine, or run like block_open_with --- */
 
-enum block_resize_flags { BLOCK_SHRINK = 1 /* data past the new end may be lost */ };
-/* Online, too: requests are held back meanwhile. */
+enum block_resize_flags {
+	BLOCK_SHRINK = 1,		/* data past the new end may be lost */
+	BLOCK_SHRINK_EMPTY = 2,		/* with it: only if all of that reads as zeroes; else -ENOTEMPTY */
+};
+/* Online, too: requests are held back meanwhile, and those that then end past the end fail. */
 int block_resize(struct block *b, uint64_t size_bytes, unsigned flags, struct error *e);
 
 struct block_snapshot {

@@ -31,6 +31,7 @@ struct block {
 	struct block_env *env;		/* the root's; a reference */
 	unsigned in_flight, plugged, held;
 	bool full_logged;
+	bool shrunk;			/* requests from before may lie past the end */
 	struct throttle *throttle;	/* NULL: no limits */
 	void (*on_full)(void *opaque);	/* NULL: the caller of a request sees -ENOSPC */
 	void *full_opaque;

@@ -1,11 +1,14 @@
 /* Operations on a disk's metadata: each alone on the disk, with requests held back meanwhile. */
 #include <errno.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "block/block_private.h"
 #include "block/guard.h"
+#include "block/job.h"
 
 struct job {
 	struct block *b;
@@ -84,6 +87,63 @@ static int unsupported(struct job *j, const char *verb)
 
 /* --- resize --- */
 
+#define TAIL_BYTES (1u << 20)
+
+/* The first byte that is not zero in a stretch of data, or its end. */
+static int data_look(struct node *n, uint64_t *at, uint64_t end, uint8_t *buf)
+{
+	int ret = 0;
+
+	while (*at < end) {
+		size_t len = end - *at < TAIL_BYTES ? (size_t)(end - *at) : TAIL_BYTES;
+
+		ret = node_co_read(n, *at, buf, len);
+		if (ret || !job_all_zero(buf, len))
+			break;
+		*at += len;
+	}
+	return ret;
+}
+
+/* Is all zero from *at to the end?  *at: else where it is not. */
+static int tail_look(struct node *n, uint64_t *at, bool *empty)
+{
+	uint8_t *buf = malloc(TAIL_BYTES);
+	int ret = buf ? 0 : -ENOMEM;
+
+	for (*empty = true; *at < n->size_bytes && *empty && !ret;) {
+		struct block_status st;
+		uint64_t end;
+
+		ret = node_co_status(n, *at, n->size_bytes - *at, UINT_MAX, &st);
+		end = *at + st.len;
+		if (!ret && (st.flags & BLOCK_STATUS_ZERO || !(st.flags & BLOCK_STATUS_ALLOCATED)))
+			*at = end;
+		else if (!ret)
+			ret = data_look(n, at, end, buf);
+		*empty = *at == end;
+	}
+	free(buf);
+	return ret;
+}
+
+static int shrink_good(struct job *j, const char *what)
+{
+	uint64_t at = j->size_bytes;
+	bool empty;
+	int ret;
+
+	if (!(j->flags & BLOCK_SHRINK))
+		return error_set(j->e, EINVAL, "add --shrink if its end is not in use", what, "it would get smaller");
+	if (!(j->flags & BLOCK_SHRINK_EMPTY))
+		return 0;
+	ret = tail_look(j->b->root, &at, &empty);
+	if (ret)
+		return error_errno(j->e, -ret, NULL, "%s", what);
+	return empty ? 0 : error_set(j->e, ENOTEMPTY, "zero or discard its end first, or add --force to lose what is there", what,
+				     "there is data past the new end, at byte %llu", (unsigned long long)at);
+}
+
 static int resize(struct job *j)
 {
 	struct node *n = j->b->root;
@@ -96,9 +156,12 @@ static int resize(struct job *j)
 	if (!j->size_bytes || j->size_bytes % SECTOR || j->size_bytes > INT64_MAX)
 		return error_set(j->e, EINVAL, NULL, what, "%llu bytes is no size for a disk: a multiple of 512, "
 				 "from 512 on", (unsigned long long)j->size_bytes);
-	if (j->size_bytes < n->size_bytes && !(j->flags & BLOCK_SHRINK))
-		return error_set(j->e, EINVAL, "add --shrink if its end is not in use", what, "it would get smaller");
-	return j->size_bytes == n->size_bytes ? 0 : node_co_resize(n, j->size_bytes, j->flags, j->e);
+	if (j->size_bytes < n->size_bytes)
+		ret = shrink_good(j, what);
+	if (ret || j->size_bytes == n->size_bytes)
+		return ret;
+	j->b->shrunk |= j->size_bytes < n->size_bytes;
+	return node_co_resize(n, j->size_bytes, j->flags & BLOCK_SHRINK, j->e);
 }
 
 int block_resize(struct block *b, uint64_t size_bytes, unsigned flags, struct error *e)

@@ -26,7 +26,7 @@ int disk_parse(const struct command *c, struct disk_ask *a, int argc, char **arg
 	DISK_JOB(commit,   "write its overlay into the backing file") \
 	DISK_JOB(complete, "let a mirror that follows come to its end") \
 	DISK_JOB(mirror,   "copy one until both hold the same, perhaps change over") \
-	DISK_JOB(resize,   "make one larger, and tell the guest") \
+	DISK_JOB(resize,   "give one another size, and tell the guest") \
 	DISK_JOB(snapshot, "go on in a new overlay") \
 	DISK_JOB(stream,   "bring what its backing files hold into it")
 #define DISK_JOB(name, summary) int disk_##name(int argc, char **argv);

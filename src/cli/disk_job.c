@@ -25,7 +25,7 @@ struct ask {
 	const char *verb;
 	const char *arg[ARGS];		/* VM, DISK, what else there is */
 	const char *to, *bitmap, *backing, *internal, *size, *key_file;
-	bool incremental, pivot, follow, background, plain;
+	bool incremental, pivot, follow, background, plain, shrink, force;
 	enum block_encryption encrypt;
 	unsigned kdf_ms;
 	uint64_t rate_bytes;
@@ -82,6 +82,8 @@ static bool set_internal(void *o, const char *v) { ((struct ask *)o)->internal =
 static bool set_incremental(void *o, const char *v) { (void)v; return ((struct ask *)o)->incremental = true; }
 static bool set_pivot(void *o, const char *v) { (void)v; return ((struct ask *)o)->pivot = true; }
 static bool set_follow(void *o, const char *v) { (void)v; return ((struct ask *)o)->follow = true; }
+static bool set_shrink(void *o, const char *v) { (void)v; return ((struct ask *)o)->shrink = true; }
+static bool set_force(void *o, const char *v) { (void)v; return ((struct ask *)o)->force = true; }
 static bool set_background(void *o, const char *v) { (void)v; return ((struct ask *)o)->background = true; }
 
 #define BACKGROUND { "background", NULL, "do not wait for its end: vixen disk list shows how far it is", set_background }
@@ -108,6 +110,11 @@ static const struct option_row job_options[] = { PLAIN, RATE, BACKGROUND, { 0 } 
 static const struct option_row snapshot_options[] = {
 	{ "internal", "NAME", "inside the image, instead of a new one", set_internal },
 	ENCRYPT, { 0 },
+};
+static const struct option_row resize_options[] = {
+	{ "shrink", NULL, "it may get smaller, if nothing but zeroes lies past the new end", set_shrink },
+	{ "force", NULL, "with --shrink: and whatever lies there is lost", set_force },
+	{ 0 },
 };
 static const struct option_row bitmap_options[] = {
 	{ "granularity", "SIZE", "add: bytes for each bit (default 64K)", set_granularity },
@@ -440,9 +447,13 @@ static int do_resize(struct ask *a)
 	uint64_t bytes;
 	if (!size_parse(a->arg[2] + more, &bytes) || bytes % 512)
 		return wrong_use(usage_error(a->verb, "'%s' is not a size, a multiple of 512", a->arg[2]));
+	if (a->force && !a->shrink)
+		return wrong_use(usage_error(a->verb, "--force is for --shrink"));
 	if (more)
 		bytes += (uint64_t)json_integer_value(json_object_get(a->disk, "size_bytes"));
 	json_object_set_new(a->arguments, "size_bytes", json_integer((json_int_t)bytes));
+	json_object_set_new(a->arguments, "shrink", json_boolean(a->shrink));
+	json_object_set_new(a->arguments, "force", json_boolean(a->force));
 	return ask_vm(a, CONTROL_disk_resize);
 }
 
@@ -503,7 +514,9 @@ static const struct subcommand {
 	  { "disk commit", USE("commit VM DISK [--background]"),
 	    "Writes what the disk's image holds into its backing file, and the machine goes on in that.", job_options } },
 	{ "resize", 3, 3, do_resize,
-	  { "disk resize", USE("resize VM DISK [+]SIZE"), "Makes a disk larger; the guest sees it at once.", NULL } },
+	  { "disk resize", USE("resize VM DISK [+]SIZE [--shrink [--force]]"),
+	    "Makes a disk larger, or with --shrink smaller; the guest sees it at once. What is on it has to be made smaller\n"
+	    "first.", resize_options } },
 	{ "bitmap", 4, 5, do_bitmap,
 	  { "disk bitmap", USE("bitmap VM DISK add|remove|clear NAME\n       vixen disk bitmap VM DISK merge NAME SOURCE"),
 	    "What vixen image bitmap does, on a machine that runs. vixen disk list shows them.", bitmap_options } },

@@ -22,6 +22,7 @@ struct disk_job {
 	struct control_call *call;	/* who waits for the end; NULL: nobody */
 	bool opens;			/* the target, as a disk */
 	bool detach;			/* answered when it has started */
+	bool shrink, force;
 	char *target_path, *format, *bitmap, *name;
 	struct block_fd file[JOB_FILES_MAX];	/* what came along, by names; ours */
 	unsigned nfiles;
@@ -172,6 +173,8 @@ static int job_fill(struct disk_job *k, json_t *arguments)
 	k->bitmap = text(arguments, "bitmap");
 	k->name = text(arguments, "name");
 	k->detach = json_is_true(json_object_get(arguments, "detach"));
+	k->shrink = json_is_true(json_object_get(arguments, "shrink"));
+	k->force = json_is_true(json_object_get(arguments, "force"));
 	k->size_bytes = (uint64_t)json_integer_value(json_object_get(arguments, "size_bytes"));
 	k->backup = (struct live_backup){ k->bitmap, json_is_true(json_object_get(arguments, "incremental")) };
 	k->mirror.pivot = json_is_true(json_object_get(arguments, "pivot"));
@@ -278,12 +281,17 @@ static int do_commit(struct disk_job *k)
 	return changed(k, live_commit(&k->job, disk_of(k), &o, &k->e));
 }
 
+static unsigned resize_flags(const struct disk_job *k)
+{
+	return !k->shrink ? 0 : k->force ? BLOCK_SHRINK : BLOCK_SHRINK | BLOCK_SHRINK_EMPTY;
+}
+
 static int do_resize(struct disk_job *k)
 {
 	uint32_t logical = k->slot->spec.logical_bytes ? k->slot->spec.logical_bytes : 512;
 	int ret = k->size_bytes % logical ? error_set(&k->e, EINVAL, NULL, "resize the disk",
 						      "its size must be a multiple of its logical block size, %u bytes", logical)
-					  : block_resize(disk_of(k), k->size_bytes, 0, &k->e);
+					  : block_resize(disk_of(k), k->size_bytes, resize_flags(k), &k->e);
 
 	if (!ret)
 		disk_resized(k->slot);
@@ -412,7 +420,7 @@ void verb_disk_commit(struct vm *vm, struct control_call *call, json_t *argument
 	start(vm, call, arguments, "commit", do_commit, TARGET_FILE);
 }
 
-/* {"disk", "size_bytes"} -> {} */
+/* {"disk", "size_bytes", "shrink"?, "force"?: whatever is past the new end} -> {} */
 void verb_disk_resize(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	start(vm, call, arguments, "resize", do_resize, TARGET_MAYBE);

@@ -330,6 +330,45 @@ static void test_full_held(void **state)
 	assert_int_equal(k->failed, 0);
 }
 
+/* A disk gets smaller only where nothing is lost, unless that is meant; what waits behind the change is held to the new end. */
+static void test_shrink(void **state)
+{
+	struct disk *k = *state;
+	struct error e;
+
+	submit(k, 0, 0, true, 5 << 20);
+	serve(k, 1, LONG);
+	assert_int_equal(block_resize(k->b[0], 4 << 20, 0, &e), -EINVAL);
+	k->buf[100] = 1;
+	submit(k, 0, 0, true, 6 << 20);
+	serve(k, 2, LONG);
+	assert_int_equal(block_resize(k->b[0], 4 << 20, BLOCK_SHRINK | BLOCK_SHRINK_EMPTY, &e), -ENOTEMPTY);
+	assert_non_null(strstr(e.why, "byte 6291456"));
+	assert_int_equal(block_size(k->b[0]), DISK_BYTES);
+	k->buf[100] = 0;
+	submit(k, 0, 0, true, 6 << 20);		/* data, but zeroes */
+	serve(k, 3, LONG);
+	file_limit(512);
+	block_on_full(k->b[0], on_full, k);
+	submit(k, 0, 0, true, 7 << 20);		/* waits for space, and then lies past the end */
+	for (unsigned i = 0; i < 1000 && !k->fulls; i++)
+		serve(k, 4, 1);
+	file_limit(RLIM_INFINITY);
+	assert_int_equal(block_resize(k->b[0], 4 << 20, BLOCK_SHRINK | BLOCK_SHRINK_EMPTY, &e), 0);
+	assert_int_equal(block_size(k->b[0]), 4 << 20);
+	block_retry(k->b[0]);
+	serve(k, 4, 50);
+	assert_int_equal(k->failed, 1);
+	assert_int_equal(k->last, -EIO);
+	submit(k, 0, 0, true, (4 << 20) - 4096);
+	serve(k, 5, LONG);
+	k->buf[0] = 1;
+	submit(k, 0, 0, true, 2 << 20);
+	serve(k, 6, LONG);
+	assert_int_equal(block_resize(k->b[0], 1 << 20, BLOCK_SHRINK, &e), 0);
+	assert_int_equal(block_size(k->b[0]), 1 << 20);
+}
+
 static void test_full_given_up(void **state)
 {
 	struct disk *k = *state;
@@ -363,7 +402,7 @@ int main(void)
 		T(test_rates, setup), T(test_rates, setup_pool), T(test_live, setup), T(test_live, setup_qcow2),
 		T(test_group, setup), T(test_full, setup), T(test_full, setup_pool), T(test_full, setup_qcow2),
 		T(test_full_flush, setup_qcow2), T(test_full_held, setup), T(test_full_held, setup_qcow2),
-		T(test_sync_result, setup),
+		T(test_sync_result, setup), T(test_shrink, setup), T(test_shrink, setup_qcow2),
 		T(test_full_given_up, setup), T(test_full_given_up, setup_pool),
 	};
 
