@@ -17,11 +17,11 @@
 
 #define PROGRAMS 8000
 #define PROGRAMS_LONG 600	/* after them: such as make long blocks */
-#define ENDLESS 6038	/* this one writes into its own code, and then loops for ever */
+#define ENDLESS 7150	/* this one writes into its own code, and then loops for ever */
 
 static unsigned pick_base(struct program *p)
 {
-	static const uint8_t regs[] = { REG_RBX, REG_RBX, REG_RBP, REG_RSP, REG_R8, REG_R14 };
+	static const uint8_t regs[] = { REG_RBX, REG_RBX, REG_RBP, REG_RSP, REG_R8, REG_R14, REG_R10, REG_R11 };
 
 	return regs[rnd(p, sizeof regs)];
 }
@@ -245,6 +245,8 @@ static void program_make(struct program *p, uint64_t seed)
 	mov_imm(p, REG_RBP, pick_address(p));
 	mov_imm(p, REG_R8, pick_address(p));
 	mov_imm(p, REG_R14, pick_address(p));
+	mov_imm(p, REG_R10, pick_address(p));
+	mov_imm(p, REG_R11, pick_address(p));
 	for (unsigned i = seed > PROGRAMS ? 160 : 0; i; i--)
 		straight_insn(p);
 	for (unsigned i = 4 + rnd(p, 24); i; i--)

@@ -87,7 +87,7 @@ static uint8_t stream_of_group(struct block_build *b, const struct group *g)
 {
 	int64_t step;
 
-	if (!g->count || g->head > b->loop.last || !steps(b, g->head, g->base, &step))
+	if (!g->count || g->head > b->loop.last || !steps(b, g->head, g->base, &step) || (g->absolute && step))
 		return 0;
 	return stream_add(b, (struct stream){ .reg = g->base }, step, g->align);
 }

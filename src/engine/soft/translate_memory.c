@@ -164,6 +164,17 @@ static void host_address(struct block_build *b, bool write)
 	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
 }
 
+/* T1 += guest register. */
+static void add_guest(struct block_build *b, unsigned guest)
+{
+	unsigned h = host_reg_of(guest);
+
+	if (h == H_NONE)
+		emit_op_mem(&b->e, true, 0x03, H_T1, hm_gs(OFF_GPR(guest)));
+	else
+		emit_op_reg(&b->e, true, 0x01, h, H_T1);
+}
+
 /* What check() made is a group's. */
 static void stub_of_group(struct block_build *b)
 {
@@ -198,25 +209,42 @@ void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned inde
 	flags_park(b, bi, H_T1);
 	again = e->p;
 	loop_again(b, g->stream);
-	emit_op_mem(e, true, 0x8d, H_T0, hm_base(host_reg_of(g->base), disp));	/* lea */
+	emit_lea(e, H_T0, hm_base(reg_or_load(b, g->base, H_T0), disp));
 	check(b, bi, size, g->align, g->write, retry, again, live);
 	stub_of_group(b);
 	if (g->align > 1 && g->align < size)
 		group_align(b, bi, g->align, live);
 	emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, g->write, addend)));
+	if (g->absolute)
+		add_guest(b, g->base);
 	emit_store(e, H_T1, hm_gs(OFF_HOT(group) + 8 * index));
 	b->addend_group = (uint8_t)(index + 1);
 	if (g->stream)
 		loop_note(b, g->stream, size);
 }
 
-/* An access of a checked group: the base has not changed since, but by numbers that the check knew. */
-static struct host_mem group_operand(struct block_build *b, unsigned group, unsigned base, int32_t disp)
+/* bi may be a copy. */
+static unsigned insn_index(const struct block_build *b, const struct block_insn *bi)
 {
-	ASSERT(b->groups[group - 1].checked);
+	unsigned i = 0;
+
+	while (b->insns[i].offset != bi->offset)
+		ASSERT(++i < b->count);
+	return i;
+}
+
+/* An access of a checked group: the base has not changed since, but by numbers that the check knew. */
+static struct host_mem group_operand(struct block_build *b, const struct block_insn *bi, unsigned group, unsigned base,
+				     int32_t disp)
+{
+	const struct group *g = &b->groups[group - 1];
+
+	ASSERT(g->checked);
 	if (b->addend_group != group)
 		emit_load(&b->e, H_T1, hm_gs(OFF_HOT(group) + 8 * (group - 1)));
 	b->addend_group = (uint8_t)group;
+	if (g->absolute)
+		return hm_base(H_T1, disp + b->values[insn_index(b, bi)][base].delta - b->values[g->head][g->base].delta);
 	return (struct host_mem){ (uint8_t)host_reg_of(base), H_T1, 0, false, disp };
 }
 
@@ -286,7 +314,7 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 
 	if (bi->group_mem) {
 		*spare = H_T0;
-		return group_operand(b, bi->group_mem, in->mem.base, (int32_t)in->mem.disp);
+		return group_operand(b, bi, bi->group_mem, in->mem.base, (int32_t)in->mem.disp);
 	}
 	if (loop_in_body(b, bi->stream)) {
 		*spare = H_T0;
@@ -365,7 +393,7 @@ struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, in
 	if (bi->in.op != X86_PUSH && bi->in.op != X86_POP)
 		b->addend_group = 0;	/* others may have used T1 */
 	if (bi->group_stack)
-		return group_operand(b, bi->group_stack, REG_RSP, disp);
+		return group_operand(b, bi, bi->group_stack, REG_RSP, disp);
 	flags_park(b, bi, H_T1);
 	again = e->p;
 	emit_op_mem(e, b->wide, 0x8d, H_T0, hm_base(H_R13, disp));	/* lea */

@@ -244,6 +244,7 @@ struct group {
 	int32_t aligned_at;		/* value + this must be aligned, if align is above 1 */
 	uint8_t align;
 	bool write, checked;		/* checked: the check was emitted */
+	bool absolute;			/* a base of it is in memory: the slot holds the host address of what `base` holds at the head */
 	uint8_t base;			/* the register of its first access */
 	uint8_t stream;			/* as an instruction's */
 	uint8_t first, head;		/* instructions: the first access, and before which one the check stands */
