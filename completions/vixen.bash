@@ -124,12 +124,13 @@ _vixen_disk()
 	snapshot) options="--internal $encrypt --help" ;;
 	bitmap) options='--granularity --help' ;;
 	resize) options='--shrink --force --help' ;;
-	stream | commit) options='--background --plain --rate --help' ;;
+	stream) options='--background --plain --rate --help' ;;
+	commit) options='--background --base --plain --rate --help' ;;
 	esac
 	case $prev in
 	--to) COMPREPLY=($(compgen -W 'raw qcow2' -- "$cur")); return ;;
 	--encrypt) COMPREPLY=($(compgen -W 'luks1 luks2' -- "$cur")); return ;;
-	--key-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+	--key-file | --base) COMPREPLY=($(compgen -f -- "$cur")); return ;;
 	--format) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
 	--timeout | --iops | --bps | --iops-burst | --bps-burst | --group | --rate) return ;;
 	esac

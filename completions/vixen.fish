@@ -67,6 +67,7 @@ complete -c vixen -n '__fish_seen_subcommand_from disk' -f -l background -d 'Do 
 complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l encrypt -a 'luks1 luks2' -d 'Encrypt the copy'
 complete -c vixen -n '__fish_seen_subcommand_from disk' -r -l key-file -d 'Holds its passphrase'
 complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l iter-time -d 'What a try takes, in ms'
+complete -c vixen -n '__fish_seen_subcommand_from disk' -r -l base -d 'The backing file to go on in'
 complete -c vixen -n '__fish_seen_subcommand_from disk' -f -l shrink -d 'It may get smaller'
 complete -c vixen -n '__fish_seen_subcommand_from disk' -f -l force -d 'And lose what lies there'
 complete -c vixen -n '__fish_seen_subcommand_from disk' -x -l rate -d 'Bytes a job copies in a second'

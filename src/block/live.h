@@ -60,10 +60,11 @@ int live_stream(struct block_job *j, struct block *b, struct error *e);
 int live_snapshot(struct block *b, struct block *overlay, struct error *e);
 
 /*
- * Commit: what the top layer holds is written to its backing file, and the disk goes on in that.  fds: the backing file
- * open for writing, by the path that the chain has it by.  The top layer's file is left, and of no use any more.
+ * Commit: what the topmost layers hold, so many of them, is written to the backing file below, and the disk goes on in that.
+ * fds: that file open for writing, by the path that the chain has it by; on a server there is none.  The layers' files are
+ * left, and of no use any more.
  * Cancelled: the disk reads as before, the backing file holds part of it, and it can be committed again.
  */
-int live_commit(struct block_job *j, struct block *b, const struct block_options *fds, struct error *e);
+int live_commit(struct block_job *j, struct block *b, unsigned layers, const struct block_options *fds, struct error *e);
 
 #endif

@@ -47,12 +47,13 @@ int live_snapshot(struct block *b, struct block *overlay, struct error *e)
 
 struct commit {
 	struct mirror mirror;
-	struct block base;		/* a handle for the backing file's node, which the top layer owns */
-	struct node *top;
+	struct block base;		/* a handle for the backing file's node, which `above` owns */
+	struct node *top, *above;	/* the first and the last of the layers that go */
+	unsigned layers;
 	const struct block_options *fds;
 };
 
-/* What the top layer holds itself; the rest is in the base. */
+/* What the layers hold themselves; the rest is in the base.  One that is shorter reads as zeroes past its end. */
 static int copy(void *opaque, uint64_t offset, uint64_t len, uint8_t *buf)
 {
 	struct commit *k = opaque;
@@ -61,9 +62,9 @@ static int copy(void *opaque, uint64_t offset, uint64_t len, uint8_t *buf)
 	for (uint64_t part; len && !ret; offset += part, len -= part) {
 		struct block_status st;
 
-		ret = node_co_status(k->top, offset, len, 0, &st);
+		ret = node_co_status(k->top, offset, len, k->layers - 1, &st);
 		part = st.len;
-		if (!ret && st.flags & BLOCK_STATUS_ALLOCATED)
+		if (!ret && st.flags & (BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_ZERO))
 			ret = live_copy_range(&k->mirror.copy, offset, part, buf);
 	}
 	return ret;
@@ -92,31 +93,40 @@ static int pivot(struct mirror *m)
 	m->told = ret;
 	if (ret)
 		return ret;
-	k->top->child[NODE_BACKING] = NULL;
+	k->above->child[NODE_BACKING] = NULL;
 	guard_pivot(m->copy.g, k->base.root);
 	return 0;
 }
 
-static int commit_good(const struct block *b, struct error *e)
+/* The last of so many layers; NULL: there are not so many, or nothing is below. */
+static struct node *layer(struct node *n, unsigned layers)
+{
+	for (unsigned i = 1; n && i < layers; i++)
+		n = n->child[NODE_BACKING];
+	return n && n->child[NODE_BACKING] ? n : NULL;
+}
+
+static int commit_good(const struct block *b, unsigned layers, struct error *e)
 {
 	const char *what = "commit the disk";
-	const struct node *n = b->root;
+	struct node *n = b->root, *above;
 
 	if (node_is_guard(n))
 		return error_set(e, EBUSY, "wait for its end, or cancel it", what, "a job on it is under way");
 	if (n->readonly || n->ops->filter)
 		return error_set(e, EROFS, "run the VM with the disk writable", what, "it is %s",
 				 n->readonly ? "read-only" : "ephemeral");
-	if (!n->child[NODE_BACKING])
-		return error_set(e, EINVAL, NULL, what, "it has no backing file");
-	if (n->child[NODE_BACKING]->size_bytes > n->size_bytes)
+	above = layers ? layer(n, layers) : NULL;
+	if (!above)
+		return error_set(e, EINVAL, NULL, what, n->child[NODE_BACKING] ? "it has fewer layers" : "it has no backing file");
+	if (above->child[NODE_BACKING]->size_bytes > n->size_bytes)
 		return error_set(e, EINVAL, "make the disk as large", what, "its backing file is larger");
 	return 0;
 }
 
 static int commit_end(struct commit *k, int ret)
 {
-	bool done = !k->top->child[NODE_BACKING];
+	bool done = !k->above->child[NODE_BACKING];
 	int closed = 0;
 
 	if (done)
@@ -127,19 +137,21 @@ static int commit_end(struct commit *k, int ret)
 	return ret;
 }
 
-int live_commit(struct block_job *j, struct block *b, const struct block_options *fds, struct error *e)
+int live_commit(struct block_job *j, struct block *b, unsigned layers, const struct block_options *fds, struct error *e)
 {
 	struct commit *k = calloc(1, sizeof(*k));
 	struct live_mirror how = { .finish = true };
-	int ret = k ? commit_good(b, e) : error_errno(e, ENOMEM, NULL, "commit the disk");
+	int ret = k ? commit_good(b, layers, e) : error_errno(e, ENOMEM, NULL, "commit the disk");
 
 	if (ret) {
 		free(k);
 		return ret;
 	}
 	k->top = b->root;
+	k->above = layer(b->root, layers);
+	k->layers = layers;
 	k->fds = fds;
-	k->base = (struct block){ .root = b->root->child[NODE_BACKING], .env = b->env };
+	k->base = (struct block){ .root = k->above->child[NODE_BACKING], .env = b->env };
 	k->base.waiting_tail = &k->base.waiting;
 	k->mirror = (struct mirror){ .b = b, .m = &how, .e = e, .what = "commit the disk", .opaque = k,
 				     .at_start = at_start, .pivot = pivot };

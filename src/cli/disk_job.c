@@ -24,7 +24,7 @@
 struct ask {
 	const char *verb;
 	const char *arg[ARGS];		/* VM, DISK, what else there is */
-	const char *to, *bitmap, *backing, *internal, *size, *key_file;
+	const char *to, *bitmap, *backing, *internal, *size, *key_file, *base;
 	bool incremental, pivot, follow, background, plain, shrink, force;
 	enum block_encryption encrypt;
 	unsigned kdf_ms;
@@ -77,6 +77,7 @@ static bool set_rate(void *o, const char *v)
 }
 static bool set_plain(void *o, const char *v) { (void)v; return ((struct ask *)o)->plain = true; }
 static bool set_bitmap(void *o, const char *v) { ((struct ask *)o)->bitmap = v; return true; }
+static bool set_base(void *o, const char *v) { ((struct ask *)o)->base = v; return true; }
 static bool set_backing(void *o, const char *v) { ((struct ask *)o)->backing = v; return true; }
 static bool set_internal(void *o, const char *v) { ((struct ask *)o)->internal = v; return true; }
 static bool set_incremental(void *o, const char *v) { (void)v; return ((struct ask *)o)->incremental = true; }
@@ -107,6 +108,10 @@ static const struct option_row mirror_options[] = {
 	TO, ENCRYPT, RATE, BACKGROUND, { 0 },
 };
 static const struct option_row job_options[] = { PLAIN, RATE, BACKGROUND, { 0 } };
+static const struct option_row commit_options[] = {
+	{ "base", "FILE", "the backing file to go on in, with all above it (default: the next)", set_base },
+	PLAIN, RATE, BACKGROUND, { 0 },
+};
 static const struct option_row snapshot_options[] = {
 	{ "internal", "NAME", "inside the image, instead of a new one", set_internal },
 	ENCRYPT, { 0 },
@@ -417,27 +422,54 @@ static int do_snapshot(struct ask *a)
 	return ret ? ret : ask_vm(a, CONTROL_disk_snapshot);
 }
 
+/* Which layer it is that the disk shall go on in; 0: there is none so called.  Without a name: the next. */
+static size_t base_find(struct ask *a, json_t *chain)
+{
+	size_t n = json_array_size(chain);
+	char full[PATH_MAX];
+	for (size_t i = 1; i < n; i++) {
+		const char *path = json_string_value(json_object_get(json_array_get(chain, i), "path")), *slash;
+		if (!a->base)
+			return i;
+		slash = path ? strrchr(path, '/') : NULL;
+		if (path && (!strcmp(path, a->base) || (slash && !strcmp(slash + 1, a->base)) ||
+			     (vm_file(a, path, full) && same_file(full, a->base))))
+			return i;
+	}
+	return 0;
+}
+
+static int commit_open(struct ask *a, const char *path)
+{
+	if (block_path_remote(path))
+		return 0;
+	if (!vm_file(a, path, a->target))
+		return error_set(&a->e, ENOENT, "give it back its name", a->verb, "'%.150s' is not there", path);
+	return file_open(a, path, false);
+}
+
 /* The path has to be the one by which the VM knows it. */
 static int do_commit(struct ask *a)
 {
-	json_t *below = json_array_get(json_object_get(a->disk, "chain"), 1);
-	const char *path = json_string_value(json_object_get(below, "path"));
+	json_t *chain = json_object_get(a->disk, "chain");
+	size_t layers = base_find(a, chain);
+	const char *path = json_string_value(json_object_get(json_array_get(chain, layers), "path"));
+	bool secret = false;
 	int ret;
-	if (!path)
-		return error_set(&a->e, EINVAL, NULL, a->verb, "the disk has no backing file");
-	if (block_path_remote(path))
-		return error_set(&a->e, EINVAL, "stream it", a->verb, "its backing file is on a server");
-	if (!vm_file(a, path, a->target))
-		return error_set(&a->e, ENOENT, "give it back its name", a->verb, "'%.150s' is not there", path);
-	ret = plain_good(a, layer_encrypted(a, 0) && !layer_encrypted(a, 1), "its backing file is not",
-			 "add --plain if others may read it");
+	if (!layers || !path)
+		return error_set(&a->e, EINVAL, a->base ? "see vixen disk list" : NULL, a->verb, "%s",
+				 a->base ? "the file is none of its backing files" : "the disk has no backing file");
+	for (size_t i = 0; i < layers; i++)
+		secret |= layer_encrypted(a, i);
+	ret = plain_good(a, secret && !layer_encrypted(a, layers), "its backing file is not", "add --plain if others may read it");
 	if (!ret)
-		ret = file_open(a, path, false);
+		ret = commit_open(a, path);
 	json_object_set_new(a->arguments, "target", json_text(path));
+	json_object_set_new(a->arguments, "layers", json_integer((json_int_t)layers));
 	ret = ret ? ret : ask_vm(a, CONTROL_disk_commit);
-	path = json_string_value(json_object_get(a->disk, "path"));
-	if (!ret && !a->background)
-		fprintf(stderr, "vixen: '%s' is not needed any more; remove it\n", path);
+	for (size_t i = 0; i < layers && !ret && !a->background; i++)
+		fprintf(stderr, "vixen: '%s' is not needed any more; remove it\n",
+			json_string_value(json_object_get(json_array_get(chain, i), "path")));
 	return ret;
 }
 
@@ -511,8 +543,9 @@ static const struct subcommand {
 	    "Keeps what the disk holds at this moment: its image stays as it is, and the machine goes on in a new one on top of\n"
 	    "it. Use that one from then on.", snapshot_options } },
 	{ "commit", 2, 2, do_commit,
-	  { "disk commit", USE("commit VM DISK [--background]"),
-	    "Writes what the disk's image holds into its backing file, and the machine goes on in that.", job_options } },
+	  { "disk commit", USE("commit VM DISK [--base FILE] [OPTIONS]"),
+	    "Writes what the disk's image holds into its backing file, or what all images above --base hold into that, and the\n"
+	    "machine goes on in it.", commit_options } },
 	{ "resize", 3, 3, do_resize,
 	  { "disk resize", USE("resize VM DISK [+]SIZE [--shrink [--force]]"),
 	    "Makes a disk larger, or with --shrink smaller; the guest sees it at once. What is on it has to be made smaller\n"

@@ -23,6 +23,7 @@ struct disk_job {
 	bool opens;			/* the target, as a disk */
 	bool detach;			/* answered when it has started */
 	bool shrink, force;
+	unsigned layers;		/* that are committed */
 	char *target_path, *format, *bitmap, *name;
 	struct block_fd file[JOB_FILES_MAX];	/* what came along, by names; ours */
 	unsigned nfiles;
@@ -173,6 +174,7 @@ static int job_fill(struct disk_job *k, json_t *arguments)
 	k->bitmap = text(arguments, "bitmap");
 	k->name = text(arguments, "name");
 	k->detach = json_is_true(json_object_get(arguments, "detach"));
+	k->layers = (unsigned)json_integer_value(json_object_get(arguments, "layers"));
 	k->shrink = json_is_true(json_object_get(arguments, "shrink"));
 	k->force = json_is_true(json_object_get(arguments, "force"));
 	k->size_bytes = (uint64_t)json_integer_value(json_object_get(arguments, "size_bytes"));
@@ -187,7 +189,7 @@ static int job_fill(struct disk_job *k, json_t *arguments)
 	if (k->slot->job)
 		return error_set(&k->e, EBUSY, "wait for its end, or cancel it", k->kind,
 				 "another job on this disk is under way");
-	return k->target_path && !k->nfiles ? wrong(&k->e, k->kind, "its target was not sent along") : 0;
+	return k->target_path && !k->nfiles && !block_path_remote(k->target_path) ? wrong(&k->e, k->kind, "its target was not sent along") : 0;
 }
 
 /* "files": the names of the descriptors that came with the request. */
@@ -278,7 +280,11 @@ static int do_commit(struct disk_job *k)
 {
 	const struct block_options o = { .fds = k->file, .nfds = k->nfiles };
 
-	return changed(k, live_commit(&k->job, disk_of(k), &o, &k->e));
+	struct block_info i;
+
+	if (block_info(disk_of(k), k->layers, &i) || strcmp(i.path, k->target_path))
+		return wrong(&k->e, k->kind, "its layers have changed meanwhile");
+	return changed(k, live_commit(&k->job, disk_of(k), k->layers, &o, &k->e));
 }
 
 static unsigned resize_flags(const struct disk_job *k)
@@ -414,7 +420,8 @@ void verb_disk_snapshot(struct vm *vm, struct control_call *call, json_t *argume
 	start(vm, call, arguments, "snapshot", do_snapshot, TARGET_MAYBE);
 }
 
-/* {"disk", "target", "rate"?, "files"}: the backing file's path as the list has it, and the file, open for writing -> {"bytes"} */
+/* {"disk", "target", "layers": that go into it, "rate"?, "files"}: the backing file's path as the list has it, and the file,
+ * open for writing, unless it is on a server -> {"bytes"} */
 void verb_disk_commit(struct vm *vm, struct control_call *call, json_t *arguments)
 {
 	start(vm, call, arguments, "commit", do_commit, TARGET_FILE);

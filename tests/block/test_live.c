@@ -665,7 +665,7 @@ static void test_snapshot(void **state)
 	holds(f, "top.qcow2", f->model);
 }
 
-struct commit { struct fixture *f; struct block_options fds; };
+struct commit { struct fixture *f; struct block_options fds; unsigned layers; };
 
 static int commit_main(void *opaque)
 {
@@ -674,7 +674,7 @@ static int commit_main(void *opaque)
 	int ret;
 
 	guest_start(f);
-	ret = live_commit(&f->job, f->disk, &c->fds, &f->e);
+	ret = live_commit(&f->job, f->disk, c->layers ? c->layers : 1, &c->fds, &f->e);
 	for (unsigned i = 0; i < 50; i++)
 		yield(f);
 	guest_stop(f);
@@ -692,6 +692,30 @@ static void test_commit_of_a_snapshot(void **state)
 	assert_string_equal(block_path(f->disk), "a.qcow2");
 	close_all(f);
 	assert_int_equal(unlink("top.qcow2"), 0);
+	holds(f, "a.qcow2", f->model);
+}
+
+/* Three layers into the fourth; one of them is shorter, so that what lies below its end does not show. */
+static void test_commit_of_many(void **state)
+{
+	struct fixture *f = *state;
+	struct commit c = { .f = f, .layers = 3 };
+
+	prepare(f, "a.qcow2", NULL);
+	close_all(f);
+	create(f, "short.qcow2", (struct block_create){ .size_bytes = SIZE / 2, .backing_path = "a.qcow2",
+							.backing_format = "qcow2" });
+	create(f, "b.qcow2", (struct block_create){ .backing_path = "short.qcow2", .backing_format = "qcow2" });
+	memset(f->model + SIZE / 2, 0, SIZE / 2);
+	f->disk = open_disk(f, "b.qcow2", 0);
+	snapshot_on(f, "b.qcow2", "top.qcow2");
+	assert_int_equal(block_run(f->loop, commit_main, &(struct commit){ .f = f, .layers = 4 }), -EINVAL);
+	c.fds = (struct block_options){ .fds = &(struct block_fd){ "a.qcow2", open("a.qcow2", O_RDWR) }, .nfds = 1 };
+	assert_int_equal(block_run(f->loop, commit_main, &c), 0);
+	close(c.fds.fds->fd);
+	assert_string_equal(block_path(f->disk), "a.qcow2");
+	close_all(f);
+	assert_int_equal(shell("rm top.qcow2 b.qcow2 short.qcow2"), 0);
 	holds(f, "a.qcow2", f->model);
 }
 
@@ -1006,7 +1030,7 @@ int main(void)
 		T(test_mirror_raw), T(test_mirror_qcow2), T(test_pivot_raw_to_qcow2), T(test_pivot_qcow2_to_raw),
 		T(test_mirror_cancelled), T(test_one_job_at_a_time), T(test_stream),
 		T(test_stream_cancelled_and_again), T(test_stream_needs_a_backing_file),
-		T(test_snapshot), T(test_commit_of_a_snapshot), T(test_commit_to_raw), T(test_commit_cancelled_and_again),
+		T(test_snapshot), T(test_commit_of_a_snapshot), T(test_commit_of_many), T(test_commit_to_raw), T(test_commit_cancelled_and_again),
 		T(test_increment_after_snapshot), T(test_increment_after_commit), T(test_increment_after_pivot),
 		T(test_full_disk_moves), T(test_full_disk_is_given_up), T(test_pivot_with_group_limits),
 		T(test_rate_of_backup), T(test_rate_of_mirror), T(test_rate_of_stream_cancelled),

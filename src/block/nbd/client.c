@@ -342,9 +342,17 @@ static void nbd_interrupt(struct node *n)
 	nbd_sock_shutdown(&c->sock);	/* the receiver sees it and ends all requests */
 }
 
+static int nbd_set_readonly(struct node *n, bool readonly, const struct block_options *fds, struct error *e)
+{
+	const struct nbd_conn *c = n->impl;
+
+	return readonly || !(c->flags & NBD_READ_ONLY) ? 0 :
+	       error_set(e, EROFS, "export it for writing", "write to the backing file", "the server exports it read-only");
+}
+
 static const struct node_ops nbd_ops = {
 	.name = "nbd", .co_readv = nbd_readv, .co_writev = nbd_writev, .co_flush = nbd_flush, .co_discard = nbd_discard,
-	.co_write_zeroes = nbd_write_zeroes, .co_status = nbd_status, .interrupt = nbd_interrupt,
+	.co_write_zeroes = nbd_write_zeroes, .co_status = nbd_status, .co_set_readonly = nbd_set_readonly, .interrupt = nbd_interrupt,
 	.co_close = nbd_close,
 };
 
