@@ -16,6 +16,7 @@ void bitmap_free(struct qcow2 *q, struct bitmap *m)
 		return;
 	free(m->name);
 	free(m->table);
+	free(m->old_table);
 	dirty_fini(&m->bits);
 	dirty_fini(&m->safe);
 	dirty_fini(&m->filed);
@@ -198,6 +199,8 @@ static int dir_put(struct qcow2 *q, uint64_t bytes, uint64_t *offset)
 	return ret;
 }
 
+static int old_tables_drop(struct qcow2 *q);
+
 int bitmaps_dir_write(struct qcow2 *q)
 {
 	bool valid = q->h.autoclear & AUTOCLEAR_BITMAPS;
@@ -219,7 +222,8 @@ int bitmaps_dir_write(struct qcow2 *q)
 		return ret;
 	for (uint64_t i = 0, at = offset; i < q->nbitmaps; at += entry_bytes(q->bitmap[i]), i++)
 		q->bitmap[i]->flags_at = at + 12;
-	return old ? clusters_unref_later(q, cluster_of(q, old), clusters_for(q, old_bytes)) : 0;
+	ret = old_tables_drop(q);
+	return ret || !old ? ret : clusters_unref_later(q, cluster_of(q, old), clusters_for(q, old_bytes));
 }
 
 int bitmap_flags_write(struct qcow2 *q, struct bitmap *m, uint32_t flags)
@@ -360,13 +364,50 @@ int bitmap_store(struct qcow2 *q, struct bitmap *m, bool whole)
 	return ret;
 }
 
+static int table_drop(struct qcow2 *q, uint64_t offset, const uint64_t *table, uint32_t n)
+{
+	int ret = clusters_unref_later(q, cluster_of(q, offset), clusters_for(q, n * 8ull));
+
+	for (uint32_t i = 0; i < n && !ret; i++)
+		if (table[i] & ENTRY_OFFSET)
+			ret = clusters_unref_later(q, cluster_of(q, table[i] & ENTRY_OFFSET), 1);
+	return ret;
+}
+
 int bitmap_drop(struct qcow2 *q, const struct bitmap *m)
 {
-	int ret = clusters_unref_later(q, cluster_of(q, m->table_offset), clusters_for(q, m->table_size * 8ull));
+	return table_drop(q, m->table_offset, m->table, m->table_size);
+}
 
-	for (uint32_t i = 0; i < m->table_size && !ret; i++)
-		if (m->table[i] & ENTRY_OFFSET)
-			ret = clusters_unref_later(q, cluster_of(q, m->table[i] & ENTRY_OFFSET), 1);
+/* The table goes.  The directory may name it until the next one is written: till then it stays what it is. */
+static int table_retire(struct qcow2 *q, struct bitmap *m)
+{
+	if (m->old_table) {		/* no directory has named this one */
+		int ret = bitmap_drop(q, m);
+
+		if (ret)
+			return ret;
+		free(m->table);
+	} else {
+		m->old_table = m->table;
+		m->old_offset = m->table_offset;
+		m->old_size = m->table_size;
+	}
+	return 0;
+}
+
+static int old_tables_drop(struct qcow2 *q)
+{
+	int ret = 0;
+
+	for (uint32_t i = 0; i < q->nbitmaps; i++) {
+		struct bitmap *m = q->bitmap[i];
+
+		if (m->old_table && !ret)
+			ret = table_drop(q, m->old_offset, m->old_table, m->old_size);
+		free(m->old_table);
+		m->old_table = NULL;
+	}
 	return ret;
 }
 
@@ -385,12 +426,11 @@ int bitmap_table_new(struct qcow2 *q, struct bitmap *m, uint64_t size_bytes)
 		ret = set_add(&q->meta, first + i) ? 0 : -ENOMEM;
 	free(zeroes);
 	if (!ret && m->table_offset)
-		ret = bitmap_drop(q, m);
+		ret = table_retire(q, m);
 	if (ret) {
 		free(table);
 		return ret;
 	}
-	free(m->table);
 	m->table = table;
 	m->table_size = (uint32_t)n;
 	m->table_offset = first << q->cluster_bits;

@@ -36,6 +36,8 @@ struct bitmap {
 	uint64_t table_offset;
 	uint32_t table_size;
 	uint64_t *table;		/* host order */
+	uint64_t *old_table, old_offset;	/* what the file's directory names instead, until it is written; NULL: none */
+	uint32_t old_size;
 	uint64_t flags_at;		/* where the file has them */
 	bool loaded;			/* bits, safe and filed are there */
 	bool lost;			/* what the file says is worth nothing: bits are all set */
@@ -52,7 +54,7 @@ int bitmap_load(struct qcow2 *q, struct bitmap *m);		/* reads the bits */
 /* Makes the file say what m->bits says at the call; durable.  whole: all of it gets a place of its own.  Writes that come
  * meanwhile wait if they are not in `safe`: bitmaps_lock is held, or nothing else is under way. */
 int bitmap_store(struct qcow2 *q, struct bitmap *m, bool whole);
-/* An empty table for a disk of that size; the old one and its bits are dropped later. */
+/* An empty table for a disk of that size; the old one and its bits are dropped when another directory is written. */
 int bitmap_table_new(struct qcow2 *q, struct bitmap *m, uint64_t size_bytes);
 int bitmap_drop(struct qcow2 *q, const struct bitmap *m);	/* its clusters, later */
 bool bitmap_table_fits(const struct qcow2 *q, const struct bitmap *m);

@@ -248,16 +248,19 @@ static int resize_one(struct qcow2 *q, struct bitmap *m, uint64_t size_bytes)
 	return ret ? ret : bitmap_store(q, m, true);
 }
 
+int bitmaps_resize_begin(struct qcow2 *q)
+{
+	int ret = !q->nbitmaps || q->bitmaps_used ? 0 : bitmaps_begin(q);
+
+	return ret || !q->nbitmaps ? ret : all_in_use(q);
+}
+
 int bitmaps_resize(struct qcow2 *q, uint64_t size_bytes)
 {
-	int ret = 0;
+	int ret = bitmaps_resize_begin(q);
 
-	if (!q->nbitmaps)
-		return 0;
-	if (!q->bitmaps_used)
-		ret = bitmaps_begin(q);
-	if (!ret)
-		ret = all_in_use(q);
+	if (ret || !q->nbitmaps)
+		return ret;
 	for (uint32_t i = 0; i < q->nbitmaps && !ret; i++)
 		ret = resize_one(q, q->bitmap[i], size_bytes);
 	return ret ? ret : bitmaps_dir_write(q);

@@ -321,7 +321,10 @@ int bitmaps_open(struct qcow2 *q);
 int bitmaps_prepare(struct qcow2 *q);		/* for writing: reads all bits */
 int bitmaps_finish(struct qcow2 *q);		/* exact bits, no longer in use */
 void bitmaps_fini(struct qcow2 *q);
-int bitmaps_resize(struct qcow2 *q, uint64_t size_bytes);	/* nothing else is under way */
+/* Nothing else is under way.  Before the size in the header grows, after it has shrunk: no bit is dropped of what may
+ * still be there after a cut.  begin: before it shrinks. */
+int bitmaps_resize_begin(struct qcow2 *q);
+int bitmaps_resize(struct qcow2 *q, uint64_t size_bytes);
 int bitmaps_meta(struct qcow2 *q, int (*add)(struct qcow2 *q, uint64_t offset, uint64_t clusters, bool shared));
 /* The guest is about to change a range.  false: use the other. */
 bool bitmaps_mark(struct qcow2 *q, uint64_t offset, uint64_t len);

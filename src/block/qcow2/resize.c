@@ -108,8 +108,10 @@ static int shrink(struct qcow2 *q, uint64_t size_bytes)
 	if (!ret)
 		ret = qcow2_commit(q);
 	if (!ret)
-		ret = bitmaps_resize(q, size_bytes);
-	return ret ? ret : size_write(q, size_bytes);
+		ret = bitmaps_resize_begin(q);
+	if (!ret)
+		ret = size_write(q, size_bytes);
+	return ret ? ret : bitmaps_resize(q, size_bytes);
 }
 
 int qcow2_resize(struct node *n, uint64_t size_bytes, unsigned flags, struct error *e)

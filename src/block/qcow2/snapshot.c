@@ -531,7 +531,7 @@ int qcow2_snapshot_apply(struct node *n, const char *snapshot, struct error *e)
 {
 	struct qcow2 *q = n->impl;
 	int i = find_or_say(q, snapshot, e), ret;
-	uint64_t *l1;
+	uint64_t *l1, size = i < 0 ? 0 : q->snapshots[i].size_bytes, old = q->h.size_bytes;
 
 	if (i < 0)
 		return i;
@@ -540,13 +540,15 @@ int qcow2_snapshot_apply(struct node *n, const char *snapshot, struct error *e)
 	ret = l1_read(q, &q->snapshots[i], &l1);
 	if (!ret)
 		ret = bitmaps_co_mark(q, 0, n->size_bytes);
-	if (!ret && q->snapshots[i].size_bytes != q->h.size_bytes)
-		ret = bitmaps_resize(q, q->snapshots[i].size_bytes);
+	if (!ret && size != old)
+		ret = size > old ? bitmaps_resize(q, size) : bitmaps_resize_begin(q);
 	if (!ret) {
 		ret = apply_locked(q, &q->snapshots[i], l1);
 		if (ret)
 			recount(q);
 	}
+	if (!ret && size < old)
+		ret = bitmaps_resize(q, size);
 	free(l1);
 	return ret ? fail(q, e, "revert", ret) : 0;
 }
