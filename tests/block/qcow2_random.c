@@ -223,10 +223,10 @@ static void snapshot(struct state *s)
 	s->op++;
 }
 
-/* It does not resize images of version 2 with snapshots. */
+/* It does not resize images of version 2 with snapshots, nor, at times, with a backing file. */
 static bool qemu_keeps_size(const struct state *s)
 {
-	return mix_old(s->mix) && (s->saved[0] || s->saved[1] || s->saved[2]);
+	return mix_old(s->mix) && (*s->base || s->saved[0] || s->saved[1] || s->saved[2]);
 }
 
 static void resize(struct state *s)

@@ -85,10 +85,15 @@ void twin_write(struct state *s, uint64_t offset, const void *buf, size_t len, b
 	snprintf(name, sizeof(name), "blob%u", s->twin.blobs++);
 	file_write(name, buf, len);
 	compressed &= !mix_old(s->mix);
-	/* QEMU does not write them over what is there, and with version 2 a discard leaves that. */
-	if (compressed)
+	/* QEMU does not write them over what is there, and with version 2 a discard leaves that.  And it goes on to pack
+	 * them into a cluster that was freed and used again meanwhile, unless it has been started anew. */
+	if (compressed) {
+		io_end(s);
 		twin_io(s, "discard -q %lu %zu", offset, len);
+	}
 	twin_io(s, "write -q %s -s %s %lu %zu", compressed ? "-c" : "", name, offset, len);
+	if (compressed)
+		io_end(s);
 }
 
 void twin_zero(struct state *s, uint64_t offset, uint64_t len, bool unmap)
