@@ -75,7 +75,7 @@ void mix_random(struct mix *m, char text[256])
 	if (c->refcount_bits && c->refcount_bits < 16)
 		m->snapshots &= c->refcount_bits == 8 && !m->compress;
 	if (c->data_path)
-		m->snapshots = m->compress = false;
+		m->snapshots = m->compress = m->luks = false;
 	m->compress &= !m->luks;
 	c->encrypt = m->luks ? BLOCK_ENCRYPT_LUKS1 : BLOCK_ENCRYPT_NONE;
 	snprintf(text, 256, "v%u cluster=%u refcount=%u%s%s%s%s%s%s%s%s%s%s%s", c->version, c->cluster_bytes,
