@@ -61,15 +61,15 @@ static void alignment_check(struct vcpu *v, uint64_t va, unsigned size)
 
 /* May this page's writes skip the slow path? Says so to code_watch() first, then looks: the order is the
  * partner of the one in code_watch(). */
-static bool page_writable_fast(struct vcpu *v, uint32_t ram_page, const uint8_t *hva, uint64_t place)
+static bool page_writable_fast(struct vcpu *v, const struct page_info *pi, uint64_t place)
 {
-	struct code_page *cp = &v->en->code[ram_page];
+	struct code_page *cp = &v->en->code[pi->ram_page];
 
-	if (ram_page >= v->en->ram_pages)
+	if (pi->ram_page >= v->en->ram_pages)
 		return false;
 	if (!(atomic_load(&cp->writers) & 1u << v->w.index))
 		atomic_fetch_or(&cp->writers, 1u << v->w.index);
-	tlb_place_note(v, ram_page, hva, place);
+	tlb_place_note(v, pi, place);
 	atomic_thread_fence(memory_order_seq_cst);
 	return !atomic_load_explicit(&cp->lines, memory_order_relaxed);
 }
@@ -84,7 +84,7 @@ static void tlb_install(struct vcpu *v, enum tlb_mode mode, uint64_t va, const s
 	if (interp_of(v)->watched && debug_page_watched(v, va))
 		return;
 	v->counters.fills++;
-	write = (write || (r->writable && r->dirty)) && pi->rw_hva && page_writable_fast(v, pi->ram_page, pi->rw_hva, tlb_place(v, va, r->global));
+	write = (write || (r->writable && r->dirty)) && pi->rw_hva && page_writable_fast(v, pi, tlb_place(v, va, r->global));
 	if (write) {
 		map_mark_dirty(v->en->map, pi->ram_page);
 		v->counters.fills_write++;

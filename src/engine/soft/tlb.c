@@ -312,14 +312,14 @@ static bool place_move(struct vcpu *v, struct code_page *cp, uint64_t hva, uint6
 	return atomic_compare_exchange_strong(&cp->place, &many, place);
 }
 
-void tlb_place_note(struct vcpu *v, uint32_t ram_page, const uint8_t *rw_hva, uint64_t place)
+void tlb_place_note(struct vcpu *v, const struct page_info *pi, uint64_t place)
 {
-	struct code_page *cp = &v->en->code[ram_page];
+	struct code_page *cp = &v->en->code[pi->ram_page];
 	uint64_t now = atomic_load(&cp->place), none = PLACE_NONE;
 
 	while (now != place && now != PLACE_MANY) {
 		if (now == PLACE_NONE ? atomic_compare_exchange_strong(&cp->place, &none, place) :
-					place_move(v, cp, (uint64_t)(uintptr_t)rw_hva, now, place))
+					place_move(v, cp, (uint64_t)(uintptr_t)pi->rw_hva, now, place))
 			return;
 		now = atomic_load(&cp->place);
 		none = PLACE_NONE;

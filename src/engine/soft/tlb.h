@@ -116,7 +116,7 @@ bool tlb_walk(struct vcpu *v, unsigned kind, uint64_t va, bool write, struct mmu
 /* After tlb_walk(): what v->tlb was told of that page. */
 void tlb_remember(struct vcpu *v, unsigned kind, uint64_t va, bool global, uint64_t addend, bool write);
 /* Before a page gets an entry for writing at `place`, and after code_page.writers has this vCPU. */
-void tlb_place_note(struct vcpu *v, uint32_t ram_page, const uint8_t *rw_hva, uint64_t place);
+void tlb_place_note(struct vcpu *v, const struct page_info *pi, uint64_t place);
 /* For translated code: fills v->tlb[mode] for an access to `va` that missed from what is remembered; false: C has to
  * look, by mem_fill(). Uses general registers only, so that the guest's vector state may be live (tlb_refill.c). */
 bool tlb_refill_read(struct vcpu *v, uint64_t va, unsigned mode);
