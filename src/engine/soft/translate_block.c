@@ -304,16 +304,12 @@ static void block_emit(struct block_build *b)
 		groups_check(b, i);
 		if (run > 1) {
 			stack_run_translate(b, i, run);
-			b->addend_group = 0;
 			i += run - 1;
 		}
 		next = b->insns[i].offset + b->insns[i].in.len;
 		if (run > 1)
 			continue;
-		b->t1_kept = false;
 		r = insn_translate(b, &b->insns[i]);
-		if (!b->t1_kept)
-			b->addend_group = 0;
 		if (r == INSN_STEP)
 			emit_step(b, b->insns[i].offset);
 	}

@@ -119,7 +119,6 @@ static void jcc_translate(struct block_build *b, struct block_insn *bi, int64_t 
 		branch_to(b, target, true, BRANCH_INFO(bi->offset, 0));
 		patch32(over, e->p);
 	}
-	b->t1_kept = true;
 }
 
 static void call_push(struct block_build *b, struct block_insn *bi, unsigned next)

@@ -209,7 +209,7 @@ static struct host_mem group_operand(struct block_build *b, unsigned group, unsi
 	ASSERT(b->groups[group - 1].checked);
 	if (b->addend_group != group)
 		emit_load(&b->e, H_T1, hm_gs(OFF_HOT(group) + 8 * (group - 1)));
-	b->addend_group = (uint8_t)group;
+	b->addend_group = 0;
 	return (struct host_mem){ (uint8_t)host_reg_of(base), H_T1, 0, false, disp };
 }
 

@@ -270,7 +270,6 @@ struct block_build {
 	struct group groups[GROUP_MAX];
 	unsigned group_count;
 	uint8_t addend_group;		/* 1 + the group whose addend T1 holds; 0: none */
-	bool t1_kept;			/* by the last instruction: whatever lost T1 has said so in addend_group */
 	uint8_t flags_at;		/* FLAGS_*, where what was emitted so far leaves them */
 	bool fpu_checked;
 	bool undecoded;			/* what follows is no whole instruction */
