@@ -293,32 +293,65 @@ static void emit_undecoded(struct block_build *b, unsigned next)
 	}
 }
 
+static enum insn_result insn_emit(struct block_build *b, unsigned i)
+{
+	enum insn_result r;
+
+	b->t1_kept = false;
+	r = insn_translate(b, &b->insns[i]);
+	if (!b->t1_kept)
+		b->addend_group = 0;
+	return r;
+}
+
+/* The second copy of a loop. What the first one could do is done in the same way. */
+static void body_emit(struct block_build *b)
+{
+	enum insn_result r = INSN_NEXT;
+
+	loop_body(b);
+	for (unsigned i = 0; i <= b->loop.last; i++) {
+		groups_check(b, i);
+		r = insn_emit(b, i);
+		ASSERT(r != INSN_STEP);
+	}
+	if (r == INSN_NEXT)
+		emit_jmp_to(&b->e, b->loop.behind);
+}
+
 static void block_emit(struct block_build *b)
 {
 	enum insn_result r = INSN_NEXT;
 	unsigned next = b->start;
 
 	groups_plan(b);
+	loop_plan(b);
 	for (unsigned i = 0; i < b->count && r == INSN_NEXT; i++) {
 		unsigned run = stack_run_length(b, i);
+		loop_behind(b, i);
 		groups_check(b, i);
 		if (run > 1) {
 			stack_run_translate(b, i, run);
+			b->addend_group = 0;
 			i += run - 1;
 		}
 		next = b->insns[i].offset + b->insns[i].in.len;
 		if (run > 1)
 			continue;
-		r = insn_translate(b, &b->insns[i]);
+		r = insn_emit(b, i);
 		if (r == INSN_STEP)
 			emit_step(b, b->insns[i].offset);
 	}
+	if (r == INSN_NEXT)
+		loop_behind(b, b->count);
 	if (r == INSN_NEXT && next < GUEST_PAGE_SIZE && b->undecoded) {
 		emit_undecoded(b, next);
 	} else if (r == INSN_NEXT) {
 		flags_end(b, &b->insns[b->count - 1]);
 		jump_to_offset(b, next, false);
 	}
+	if (b->loop.back)
+		body_emit(b);
 }
 
 void stubs_emit(struct block_build *b)

@@ -64,10 +64,18 @@ void emit_flags_unpark(struct emitter *e, unsigned temp)
 	emit_op_reg(e, true, 0x89, temp, H_RAX);
 }
 
+static void temp_lost(struct block_build *b, unsigned temp)
+{
+	if (temp == H_T1)
+		b->addend_group = 0;
+}
+
 void flags_to_memory(struct block_build *b, unsigned temp)
 {
-	if (b->flags_at == FLAGS_HOST)
+	if (b->flags_at == FLAGS_HOST) {
 		emit_flags_park(&b->e, temp);
+		temp_lost(b, temp);
+	}
 	if (b->flags_at)
 		b->flags_at |= FLAGS_PARKED;
 }
@@ -84,6 +92,7 @@ void flags_to_host(struct block_build *b, unsigned temp)
 	if (b->flags_at != FLAGS_PARKED)
 		return;
 	emit_flags_unpark(&b->e, temp);
+	temp_lost(b, temp);
 	b->flags_at |= FLAGS_HOST;
 }
 

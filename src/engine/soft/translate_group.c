@@ -9,7 +9,7 @@
  * number, PUSH and POP move RSP, anything else makes a new value. Accesses through the same value, not far apart, form
  * a group. Its check covers all of them at once, for writing if one of them writes, and stands before the first
  * of them: or earlier, where flags are dead and the value is there already. It leaves the addend in hot.group[]; the
- * accesses load it from there, without touching flags.
+ * accesses load it from there, without touching flags. Where a base register is in memory it is a host address instead.
  *
  * If the check fails, nothing has happened yet, and the rest of the block runs from a plain translation
  * (TMODE_PLAIN), where each access is checked, and faults, by itself.
@@ -186,6 +186,7 @@ static uint8_t access_add(struct plan *p, unsigned i, unsigned base, int64_t dis
 				     .aligned_at = (int32_t)lo };
 	}
 	g->write |= write;
+	g->absolute |= host_reg_of(base) == H_NONE;
 	g->count++;
 	return (uint8_t)(g - b->groups + 1);
 }
@@ -198,7 +199,7 @@ static uint8_t access_operand(struct plan *p, unsigned i)
 	if (in->row->trans != TRANS_COPY && in->op != X86_PUSH && in->op != X86_JMP && in->op != X86_CALL)
 		return 0;
 	if (in->addrsize != 8 || in->mem.rip || in->mem.base == INSN_REG_NONE || in->mem.index != INSN_REG_NONE ||
-	    in->mem.seg == SEG_FS || in->mem.seg == SEG_GS || host_reg_of(in->mem.base) == H_NONE)
+	    in->mem.seg == SEG_FS || in->mem.seg == SEG_GS)
 		return 0;
 	for (unsigned k = 0; k < in->nops; k++)
 		if (in->ops[k].kind == OPK_MEM)
@@ -300,7 +301,6 @@ bool groups_check_at(const struct block_build *b, unsigned i)
 
 void groups_check(struct block_build *b, unsigned i)
 {
-	b->addend_group = 0;
 	for (unsigned k = 0; k < b->group_count; k++) {
 		const struct group *g = &b->groups[k];
 		if (g->count && g->head == i)

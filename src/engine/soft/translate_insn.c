@@ -76,6 +76,8 @@ static bool field_map(struct block_build *b, const struct insn *in, struct field
 		if (!sp->nfree)
 			return false;
 		h = sp->free[--sp->nfree];
+		if (h == H_T1)
+			b->addend_group = 0;
 		sp->s[sp->n].temp = (uint8_t)h;
 		sp->s[sp->n].guest = o->reg;
 		sp->s[sp->n++].write = o->write;
@@ -282,6 +284,7 @@ static bool in_place_translate(struct block_build *b, struct block_insn *bi, str
 		if (sp.s[i].write)
 			emit_store(&b->e, sp.s[i].temp, hm_gs(OFF_GPR(sp.s[i].guest)));
 	flags_after(b, bi);
+	b->t1_kept = true;
 	return true;
 }
 
@@ -333,6 +336,7 @@ static enum insn_result copy_translate(struct block_build *b, struct block_insn 
 		if (sp.s[i].write)
 			emit_store(e, sp.s[i].temp, hm_gs(OFF_GPR(sp.s[i].guest)));
 	flags_after(b, bi);
+	b->t1_kept = true;
 	return INSN_NEXT;
 }
 
@@ -346,6 +350,7 @@ static enum insn_result lea_translate(struct block_build *b, struct block_insn *
 	address_translate(b, in, dest, bi->offset + in->len, in->opsize == 8);
 	if (h == H_NONE)
 		emit_store(&b->e, dest, hm_gs(OFF_GPR(guest)));
+	b->t1_kept = in->mem.index == INSN_REG_NONE || host_reg_of(in->mem.index) != H_NONE;
 	return INSN_NEXT;
 }
 
@@ -728,6 +733,7 @@ enum insn_result insn_translate(struct block_build *b, struct block_insn *bi)
 		return INSN_STEP;
 	switch (in->op) {
 	case X86_NOP: case X86_PREFETCH:
+		b->t1_kept = true;
 		return INSN_NEXT;
 	case X86_FLDCW:
 		return fldcw_translate(b, bi);

@@ -112,13 +112,16 @@ static void jcc_translate(struct block_build *b, struct block_insn *bi, int64_t 
 	struct emitter *e = &b->e;
 	unsigned cc = bi->in.opcode & 15;
 
-	if (in_page(target)) {
+	if (loop_closes(b, bi)) {
+		loop_close(b, emit_jcc(e, cc));
+	} else if (in_page(target)) {
 		link_later(b, emit_jcc(e, cc), target, target <= bi->offset ? EXIT_POLL : 0);
 	} else {
 		uint8_t *over = emit_jcc(e, cc ^ 1);
 		branch_to(b, target, true, BRANCH_INFO(bi->offset, 0));
 		patch32(over, e->p);
 	}
+	b->t1_kept = true;
 }
 
 static void call_push(struct block_build *b, struct block_insn *bi, unsigned next)
@@ -268,7 +271,9 @@ enum insn_result jump_translate(struct block_build *b, struct block_insn *bi)
 		jcc_translate(b, bi, target);
 		return INSN_NEXT;
 	case X86_JMP:
-		if (in->ops[0].kind == OPK_REL)
+		if (loop_closes(b, bi))
+			loop_close(b, emit_jmp(&b->e));
+		else if (in->ops[0].kind == OPK_REL)
 			branch_to(b, target, target <= bi->offset, BRANCH_INFO(bi->offset, 0));
 		else
 			return jmp_indirect(b, bi);

@@ -164,6 +164,17 @@ static void host_address(struct block_build *b, bool write)
 	emit_op_mem(e, true, 0x03, H_T0, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
 }
 
+/* T1 += guest register. */
+static void add_guest(struct block_build *b, unsigned guest)
+{
+	unsigned h = host_reg_of(guest);
+
+	if (h == H_NONE)
+		emit_op_mem(&b->e, true, 0x03, H_T1, hm_gs(OFF_GPR(guest)));
+	else
+		emit_op_reg(&b->e, true, 0x01, h, H_T1);
+}
+
 /* What check() made is a group's. */
 static void stub_of_group(struct block_build *b)
 {
@@ -191,25 +202,49 @@ void mem_check_group(struct block_build *b, struct block_insn *bi, unsigned inde
 	uint8_t *retry = e->p, *again;
 
 	g->checked = true;
+	if (loop_in_body(b, g->stream)) {
+		loop_check(b, bi, g->stream);
+		return;
+	}
 	flags_park(b, bi, H_T1);
 	again = e->p;
-	emit_op_mem(e, true, 0x8d, H_T0, hm_base(host_reg_of(g->base), disp));	/* lea */
+	loop_again(b, g->stream);
+	emit_lea(e, H_T0, hm_base(reg_or_load(b, g->base, H_T0), disp));
 	check(b, bi, size, g->align, g->write, retry, again, live);
 	stub_of_group(b);
 	if (g->align > 1 && g->align < size)
 		group_align(b, bi, g->align, live);
 	emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, g->write, addend)));
+	if (g->absolute)
+		add_guest(b, g->base);
 	emit_store(e, H_T1, hm_gs(OFF_HOT(group) + 8 * index));
 	b->addend_group = (uint8_t)(index + 1);
+	if (g->stream)
+		loop_note(b, g->stream, size);
+}
+
+/* bi may be a copy. */
+static unsigned insn_index(const struct block_build *b, const struct block_insn *bi)
+{
+	unsigned i = 0;
+
+	while (b->insns[i].offset != bi->offset)
+		ASSERT(++i < b->count);
+	return i;
 }
 
 /* An access of a checked group: the base has not changed since, but by numbers that the check knew. */
-static struct host_mem group_operand(struct block_build *b, unsigned group, unsigned base, int32_t disp)
+static struct host_mem group_operand(struct block_build *b, const struct block_insn *bi, unsigned group, unsigned base,
+				     int32_t disp)
 {
-	ASSERT(b->groups[group - 1].checked);
+	const struct group *g = &b->groups[group - 1];
+
+	ASSERT(g->checked);
 	if (b->addend_group != group)
 		emit_load(&b->e, H_T1, hm_gs(OFF_HOT(group) + 8 * (group - 1)));
-	b->addend_group = 0;
+	b->addend_group = (uint8_t)group;
+	if (g->absolute)
+		return hm_base(H_T1, disp + b->values[insn_index(b, bi)][base].delta - b->values[g->head][g->base].delta);
 	return (struct host_mem){ (uint8_t)host_reg_of(base), H_T1, 0, false, disp };
 }
 
@@ -220,12 +255,30 @@ static bool operand_direct(const struct block_build *b, const struct insn *in)
 	return b->wide && (in->mem.index == INSN_REG_NONE || host_reg_of(in->mem.index) != H_NONE);
 }
 
+/* Is it the base that moves in a loop, or nothing? Then the index goes to T1 with all that stands still. */
+static bool index_in_sum(const struct block_build *b, const struct block_insn *bi)
+{
+	return bi->stream && bi->in.mem.index != INSN_REG_NONE && bi->in.mem.base != INSN_REG_NONE &&
+	       host_reg_of(bi->in.mem.base) != H_NONE && b->loop.streams[bi->stream - 1].by_base;
+}
+
+/* The operand, once T1 holds the addend and what else belongs to it. */
+static struct host_mem operand_of_sum(const struct block_build *b, const struct block_insn *bi)
+{
+	const struct insn *in = &bi->in;
+	int32_t disp = (int32_t)in->mem.disp + (in->mem.rip ? bi->offset + in->len : 0);
+	unsigned base = in->mem.base == INSN_REG_NONE ? (unsigned)H_NONE : host_reg_of(in->mem.base);
+
+	if (in->mem.index != INSN_REG_NONE && !index_in_sum(b, bi))
+		return (struct host_mem){ H_T1, (uint8_t)host_reg_of(in->mem.index), in->mem.scale, false, disp };
+	return base == H_NONE ? hm_base(H_T1, disp) : (struct host_mem){ (uint8_t)base, H_T1, 0, false, disp };
+}
+
 /* The addend is in T1, and flags may be lost. */
 static struct host_mem direct_operand(struct block_build *b, const struct block_insn *bi)
 {
 	const struct insn *in = &bi->in;
 	unsigned seg = in->mem.seg, base = in->mem.base == INSN_REG_NONE ? (unsigned)H_NONE : host_reg_of(in->mem.base);
-	int32_t disp = (int32_t)in->mem.disp + (in->mem.rip ? bi->offset + in->len : 0);
 
 	if (in->mem.rip)
 		emit_op_mem(&b->e, true, 0x03, H_T1, hm_gs(OFF_HOT(page)));	/* add */
@@ -233,11 +286,20 @@ static struct host_mem direct_operand(struct block_build *b, const struct block_
 		emit_op_mem(&b->e, true, 0x03, H_T1, hm_gs(OFF_GPR(in->mem.base)));
 	if (seg == SEG_FS || seg == SEG_GS)
 		emit_op_mem(&b->e, true, 0x03, H_T1, segment_base(seg));
-	if (in->mem.index == INSN_REG_NONE)
-		return base == H_NONE ? hm_base(H_T1, disp) : (struct host_mem){ (uint8_t)base, H_T1, 0, false, disp };
-	if (base != H_NONE)
+	if (index_in_sum(b, bi))
+		emit_lea(&b->e, H_T1, (struct host_mem){ H_T1, (uint8_t)host_reg_of(in->mem.index), in->mem.scale, false, 0 });
+	else if (in->mem.index != INSN_REG_NONE && base != H_NONE)
 		emit_lea(&b->e, H_T1, (struct host_mem){ H_T1, (uint8_t)base, 0, false, 0 });
-	return (struct host_mem){ H_T1, (uint8_t)host_reg_of(in->mem.index), in->mem.scale, false, disp };
+	return operand_of_sum(b, bi);
+}
+
+/* The body of a loop: the operand of the first copy. */
+static struct host_mem stream_operand(struct block_build *b, struct block_insn *bi)
+{
+	loop_check(b, bi, bi->stream);
+	b->addend_group = 0;
+	loop_load_addend(b, bi->stream);
+	return operand_of_sum(b, bi);
 }
 
 struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsigned size, bool write,
@@ -252,11 +314,16 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 
 	if (bi->group_mem) {
 		*spare = H_T0;
-		return group_operand(b, bi->group_mem, in->mem.base, (int32_t)in->mem.disp);
+		return group_operand(b, bi, bi->group_mem, in->mem.base, (int32_t)in->mem.disp);
+	}
+	if (loop_in_body(b, bi->stream)) {
+		*spare = H_T0;
+		return stream_operand(b, bi);
 	}
 	b->addend_group = 0;
 	flags_park(b, bi, H_T1);
 	again = e->p;
+	loop_again(b, bi->stream);
 	address_translate(b, in, H_T0, bi->offset + in->len, b->wide);
 	segment_add(b, bi, live);
 	check(b, bi, size, align, write, retry, again, live);
@@ -270,6 +337,10 @@ struct host_mem mem_translate(struct block_build *b, struct block_insn *bi, unsi
 		emit_load(e, H_T1, gs_tlb(OFF_TLB(b->tlb_mode, write, addend)));
 		m = direct_operand(b, bi);
 		*spare = H_T0;
+		if (bi->stream) {
+			loop_note_addend(b, bi->stream);
+			loop_note(b, bi->stream, size);
+		}
 	} else {
 		host_address(b, write);
 		m = hm_base(H_T0, 0);
@@ -322,7 +393,7 @@ struct host_mem stack_translate(struct block_build *b, struct block_insn *bi, in
 	if (bi->in.op != X86_PUSH && bi->in.op != X86_POP)
 		b->addend_group = 0;	/* others may have used T1 */
 	if (bi->group_stack)
-		return group_operand(b, bi->group_stack, REG_RSP, disp);
+		return group_operand(b, bi, bi->group_stack, REG_RSP, disp);
 	flags_park(b, bi, H_T1);
 	again = e->p;
 	emit_op_mem(e, b->wide, 0x8d, H_T0, hm_base(H_R13, disp));	/* lea */

@@ -4,6 +4,7 @@
  *   translate.c        run loop: enter code, handle its exits
  *   translate_block.c  from guest bytes to one block of host code: decode, flag liveness, ends of blocks
  *   translate_group.c  which accesses of a block share one check
+ *   translate_loop.c   blocks that jump to themselves
  *   translate_flags.c  where the guest's flags are
  *   translate_insn.c   one instruction: operands rewritten, TLB checks, stack, special cases
  *   translate_system.c SYSCALL and its kin
@@ -213,6 +214,7 @@ struct block_insn {
 	struct insn in;
 	uint16_t offset;
 	uint8_t group_mem, group_stack;	/* 1 + the group its access belongs to; 0: none */
+	uint8_t stream;			/* 1 + that of the check that is its own; 0: none */
 	uint32_t live_in;	/* arithmetic flags somebody may read later, before / after it */
 	uint32_t live_out;
 };
@@ -242,9 +244,28 @@ struct group {
 	int32_t aligned_at;		/* value + this must be aligned, if align is above 1 */
 	uint8_t align;
 	bool write, checked;		/* checked: the check was emitted */
+	bool absolute;			/* a base of it is in memory: the slot holds the host address of what `base` holds at the head */
 	uint8_t base;			/* the register of its first access */
+	uint8_t stream;			/* as an instruction's */
 	uint8_t first, head;		/* instructions: the first access, and before which one the check stands */
 	unsigned count;
+};
+
+/* A check that a loop's body replaces. */
+struct stream {
+	uint8_t reg;			/* the guest register that moves its address, if one does */
+	uint8_t shift;			/* as an index; log2 of its scale */
+	bool moves, down;
+	bool wild;			/* the register alone is no address */
+	bool by_base;			/* it is the operand's base, and the index stands still */
+	uint8_t *again;			/* the check, in the first copy */
+};
+struct loop {
+	bool found, body;		/* body: the second copy is what is being emitted */
+	unsigned last;			/* the instruction that jumps to the start */
+	unsigned count;
+	uint8_t *back, *behind, *top;	/* first copy: its jump's displacement, what follows the jump; the body */
+	struct stream streams[TRANSLATE_STREAMS];
 };
 
 struct block_build {
@@ -269,7 +290,9 @@ struct block_build {
 	struct value values[BLOCK_INSNS][16];	/* of the registers, before each instruction */
 	struct group groups[GROUP_MAX];
 	unsigned group_count;
+	struct loop loop;
 	uint8_t addend_group;		/* 1 + the group whose addend T1 holds; 0: none */
+	bool t1_kept;			/* by the last instruction: whatever lost T1 has said so in addend_group */
 	uint8_t flags_at;		/* FLAGS_*, where what was emitted so far leaves them */
 	bool fpu_checked;
 	bool undecoded;			/* what follows is no whole instruction */
@@ -388,6 +411,26 @@ void groups_plan(struct block_build *b);
 bool groups_check_at(const struct block_build *b, unsigned i);
 /* Emits them. */
 void groups_check(struct block_build *b, unsigned i);
+
+/* --- translate_loop.c --- */
+/* After groups_plan(): is the block a loop, and which checks need not be repeated in it? */
+void loop_plan(struct block_build *b);
+/* The first copy: here the check begins. Behind it: T0 is the offset in the page, of what has `size` bytes. T0 is lost.
+ * The addend, or what else the operand needs, is in T1. */
+void loop_again(struct block_build *b, unsigned stream);
+void loop_note(struct block_build *b, unsigned stream, unsigned size);
+void loop_note_addend(struct block_build *b, unsigned stream);
+/* Is this the body, and the check a stream's? Then these are emitted in its place. */
+bool loop_in_body(const struct block_build *b, unsigned stream);
+void loop_check(struct block_build *b, const struct block_insn *bi, unsigned stream);
+void loop_load_addend(struct block_build *b, unsigned stream);
+/* Is it the jump to the start? from: its displacement. */
+bool loop_closes(const struct block_build *b, const struct block_insn *bi);
+void loop_close(struct block_build *b, uint8_t *from);
+/* The first copy comes to instruction i. */
+void loop_behind(struct block_build *b, unsigned i);
+/* Begins the body. */
+void loop_body(struct block_build *b);
 
 /* --- translate_string.c --- */
 enum insn_result string_translate(struct block_build *b, struct block_insn *bi);

@@ -50,6 +50,7 @@ enum { REQUEST_KICK = 1, REQUEST_LAYOUT = 2 /* the map's layout is another */, R
 enum { FSGSBASE_LA48 = 1, FSGSBASE_LA57 };
 #define SYSCALL_LA57 4u
 #define TRANSLATE_GROUPS 16
+#define TRANSLATE_STREAMS 16
 #define PAGE_CELLS 32768u
 struct vcpu_hot {
 	uint64_t page;			/* linear address of the page the running block lies in */
@@ -58,6 +59,8 @@ struct vcpu_hot {
 	uint64_t exit_ptr;		/* where the exit's inline data are */
 	uint64_t enter_target;
 	uint64_t group[TRANSLATE_GROUPS];		/* addends that groups of accesses share (translate_group.c); of one run of a block */
+	uint64_t stream_addend[TRANSLATE_STREAMS];	/* of a loop's accesses (translate_loop.c), likewise */
+	int64_t stream_limit[TRANSLATE_STREAMS];
 	uint64_t c_rsp, rsp;		/* of C while translated code runs; of translated code while it does not */
 	uint64_t return_sp[TRANSLATE_MODES];	/* of the return stacks of other modes: translate_return.c */
 	uint64_t call_target;		/* host code an indirect call is about to enter */
