@@ -371,6 +371,338 @@ static void test_iret(void **state)
 	}
 }
 
+/* --- CPUID --- */
+
+extern const char cpuid_code[], cpuid_end[];
+__asm__(".pushsection .rodata\n"
+	"cpuid_code:\n"		/* rsi: pairs of leaf and subleaf, ebp: how many; r8: a sum of what comes of them */
+	"1: mov (%rsi), %eax\n mov 4(%rsi), %ecx\n"
+	"cmp %eax, %eax\n stc\n"
+	"cpuid\n"
+	"adc %rax, %r8\n rol $5, %r8\n xor %rbx, %r8\n rol $7, %r8\n add %rcx, %r8\n rol $9, %r8\n xor %rdx, %r8\n"
+	"add $8, %rsi\n dec %ebp\n jne 1b\n"
+	"mov %cr4, %rax\n xor $0x40000, %rax\n mov %rax, %cr4\n"	/* OSXSAVE: leaf 1 tells */
+	"mov %r10, %rsi\n mov %r11d, %ebp\n dec %edi\n jne 1b\n"
+	"hlt\n"
+	"cpuid_end:\n.popsection\n");
+
+#define CPUID_ASKED 96u
+
+static void cpuid_run(struct machine *m, struct x86_state *s)
+{
+	uint32_t ask[CPUID_ASKED][2];
+
+	for (unsigned i = 0; i < CPUID_ASKED; i++) {
+		ask[i][0] = (i & 1 ? 0x80000000u : 0) + i / 6;
+		ask[i][1] = i / 2 % 3;
+	}
+	tables_build(m);
+	map_write(m->map, CODE, cpuid_code, (size_t)(cpuid_end - cpuid_code));
+	map_write(m->map, DATA, ask, sizeof ask);
+	state_begin(s, false);
+	s->gpr[REG_RSI] = s->gpr[REG_R10] = DATA;
+	s->gpr[REG_RBP] = s->gpr[REG_R11] = CPUID_ASKED;
+	s->gpr[REG_RDI] = 8;
+	run(m, s, s);
+	assert_int_equal(s->activity, ACTIVITY_HALTED);
+	assert_int_equal(s->gpr[REG_RDI], 0);
+}
+
+static void test_cpuid(void **state)
+{
+	uint64_t sums[2];
+
+	for (unsigned k = 0; k < 2; k++) {
+		struct machine m;
+		struct x86_state *s;
+		machine_init(&m, k == 0);
+		s = state_new(&m);
+		cpuid_run(&m, s);
+		sums[k] = s->gpr[REG_R8];
+		if (k)	/* what CR4 is changes each time, but only between two values */
+			assert_in_range(interpreted(&m, X86_CPUID), CPUID_ASKED, 8 * CPUID_ASKED);
+		cpuid_run(&m, s);
+		assert_true(s->gpr[REG_R8] == sums[k]);
+		free(s);
+		machine_fini(&m);
+	}
+	assert_true(sums[0] == sums[1]);
+}
+
+/* Asked for the same again, translated code answers. */
+static void test_cpuid_quick(void **state)
+{
+	static const uint8_t code[] = { 0xbd, 0xe8, 3, 0, 0,		/* mov ebp, 1000 */
+					0xb8, 7, 0, 0, 0, 0x31, 0xc9,	/* l: mov eax, 7; xor ecx, ecx */
+					0x0f, 0xa2,			/* cpuid */
+					0xff, 0xcd, 0x75, 0xf3, 0xf4 };	/* dec ebp; jne l; hlt */
+	struct machine m;
+	struct x86_state *s;
+	uint32_t out[4];
+
+	machine_init(&m, false);
+	s = state_new(&m);
+	tables_build(&m);
+	map_write(m.map, CODE, code, sizeof code);
+	state_begin(s, false);
+	cpu_model_cpuid(m.model, 7, 0, s, 0, 1, out);
+	run(&m, s, s);
+	assert_int_equal(s->activity, ACTIVITY_HALTED);
+	assert_true(s->gpr[REG_RAX] == out[0] && s->gpr[REG_RBX] == out[1] && s->gpr[REG_RCX] == out[2] && s->gpr[REG_RDX] == out[3]);
+	assert_in_range(interpreted(&m, X86_CPUID), 1, 2);
+	free(s);
+	machine_fini(&m);
+}
+
+/* --- MOV to CR3 --- */
+
+#define OTHER_TABLES 0x30000u	/* as TABLES, but the first 2 MiB by a page table: CODE lies at OTHER_CODE, DATA + 4096 at DATA */
+#define OTHER_CODE 0x101000u
+
+extern const char cr3_code[], cr3_other[], cr3_end[];
+__asm__(".pushsection .rodata\n"
+	"cr3_code:\n"		/* rbx, r9: values for CR3, by turns; rsi: DATA */
+	"1: cmp %eax, %eax\n stc\n"
+	"mov %rbx, %cr3\n"
+	"adc (%rsi), %rax\n nop\n"
+	"xchg %rbx, %r9\n mov %cr3, %rdx\n"
+	"dec %ecx\n jne 1b\n"
+	"hlt\n"
+	"cr3_other:\n"		/* instruction by instruction as long */
+	"1: cmp %eax, %eax\n stc\n"
+	"mov %rbx, %cr3\n"
+	"sbb (%rsi), %rdi\n stc\n"
+	"xchg %rbx, %r9\n mov %cr3, %rdx\n"
+	"dec %ecx\n jne 1b\n"
+	"hlt\n"
+	"cr3_end:\n.popsection\n");
+
+static void other_tables_build(struct machine *m)
+{
+	put64(m, OTHER_TABLES, (OTHER_TABLES + 0x1000) | 7);
+	put64(m, OTHER_TABLES + 0x1000, (OTHER_TABLES + 0x2000) | 7);
+	put64(m, OTHER_TABLES + 0x2000, (OTHER_TABLES + 0x3000) | 7);
+	put64(m, OTHER_TABLES + 0x2008, (OTHER_TABLES + 0x4000) | 7);
+	for (unsigned i = 0; i < 512; i++) {
+		uint64_t gpa = (uint64_t)i << 12;
+		put64(m, OTHER_TABLES + 0x3000 + 8 * i, (gpa == CODE ? OTHER_CODE : gpa) | 0x67);
+		put64(m, OTHER_TABLES + 0x4000 + 8 * i, (DATA + (i ? gpa : 4096)) | 0x67);
+	}
+}
+
+static void cr3_run(struct machine *m, struct x86_state *s, uint64_t cr4, uint64_t first, uint64_t second)
+{
+	tables_build(m);
+	other_tables_build(m);
+	map_write(m->map, CODE, cr3_code, (size_t)(cr3_other - cr3_code));
+	map_write(m->map, OTHER_CODE, cr3_other, (size_t)(cr3_end - cr3_other));
+	put64(m, DATA, 3);
+	put64(m, DATA + 4096, 5);
+	state_begin(s, false);
+	s->cr4 |= cr4;
+	s->gpr[REG_RBX] = first;
+	s->gpr[REG_R9] = second;
+	s->gpr[REG_RSI] = DATA;
+	s->gpr[REG_RAX] = s->gpr[REG_RDI] = 0;
+	s->gpr[REG_RCX] = 1000;
+	run(m, s, s);
+}
+
+static void test_cr3(void **state)
+{
+	const uint64_t keep = 1ull << 63;
+
+	for (unsigned k = 0; k < 2; k++) {
+		struct machine m;
+		struct x86_state *s;
+		uint64_t cr4 = 0;
+		machine_init(&m, k == 0);
+		s = state_new(&m);
+		if (cpu_model_has(m.model, FEATURE_PCID))
+			cr4 = CR4_PCIDE;
+		for (unsigned turn = 0; turn < 4; turn++) {
+			uint64_t a = OTHER_TABLES | (cr4 && turn ? 2 : 0), b = TABLES;
+			if (cr4 && turn & 2)
+				a |= keep, b |= keep;
+			cr3_run(&m, s, cr4, a, b);
+			assert_int_equal(s->rip, CODE + (uint64_t)(cr3_other - cr3_code));
+			assert_int_equal(s->cr3, b & ~keep);
+			assert_int_equal(s->gpr[REG_RDX], b & ~keep);
+			/* In each space its own code, its own data, and the carry that was set before. */
+			assert_int_equal(s->gpr[REG_RAX], 500 * (3 + 1));
+			assert_true(s->gpr[REG_RDI] == -500ull * (5 + 1));
+		}
+		if (k)
+			assert_int_equal(interpreted(&m, X86_MOV_CR), 0);
+		/* Bits that do not exist, and 63 without PCIDs: before anything changes. */
+		cr3_run(&m, s, cr4, OTHER_TABLES | 1ull << cpu_model_phys_bits(m.model), TABLES);
+		assert_int_equal(s->rip, HANDLERS + 16 * EXC_GP + 1);
+		assert_int_equal(s->cr3, TABLES);
+		cr3_run(&m, s, 0, OTHER_TABLES | keep, TABLES);
+		assert_int_equal(s->rip, HANDLERS + 16 * EXC_GP + 1);
+		assert_int_equal(s->cr3, TABLES);
+		free(s);
+		machine_fini(&m);
+	}
+}
+
+/* --- the XSAVE family --- */
+
+#define FROM (DATA + 0x1000)
+#define TO (DATA + 0x5000)
+#define XSTATE_CODE (CODE + 0x600)
+#define XSTATE_BYTES 2688u
+
+static const struct xstate_op { uint8_t opcode, digit; bool load, kernel; } xstate_ops[] = {
+	{ 0xae, 5, true, false }, { 0xc7, 3, true, true },
+	{ 0xae, 4, false, false }, { 0xae, 6, false, false }, { 0xc7, 4, false, false }, { 0xc7, 5, false, true },
+};
+
+/* An area that is to be loaded: what the header says of it may be wrong, its values mostly are no faults. */
+static void area_make(struct machine *m, uint64_t *seed, uint64_t gva, uint64_t xcr0, bool pointers)
+{
+	uint64_t q[XSTATE_BYTES / 8];
+	bool odd = rnd(seed) % 8 == 0;
+
+	for (unsigned i = 0; i < sizeof q / 8; i++)
+		q[i] = rnd(seed) | 1;
+	if (!odd || rnd(seed) % 2)
+		q[0] = 0x37f | (rnd(seed) & 0x3f) << 16 | (rnd(seed) & 0xff) << 32;	/* FCW, FSW's flags, tags */
+	if (!pointers)
+		q[0] &= UINT64_MAX >> 16, q[1] = q[2] = 0;
+	q[3] = 0x1f80 | (rnd(seed) & 0x603f);
+	if (odd && rnd(seed) % 2)
+		q[3] ^= rnd(seed) % 2 ? 1ull << rnd(seed) % 20 : 0x1080;	/* IM, PM */
+	for (unsigned i = 64; i < 72; i++)
+		q[i] = 0;
+	q[64] = rnd(seed) & xcr0;
+	if (rnd(seed) % 2) {
+		q[65] = xcr0 | 1ull << 63;
+		if (rnd(seed) % 2)
+			q[65] &= q[64] | rnd(seed);
+	}
+	if (rnd(seed) % 8 == 0)
+		q[64 + rnd(seed) % 8] ^= 1ull << rnd(seed) % 10;
+	if (gva == SUPERVISOR - 0x200) {	/* two pages that do not lie side by side */
+		map_write(m->map, DATA + 0x1ffe00, q, 0x200);
+		map_write(m->map, DATA, q + 64, sizeof q - 0x200);
+	} else {
+		map_write(m->map, gva >= DATA && gva < DATA + 0x8000 ? gva : FROM, q, sizeof q);
+	}
+}
+
+static unsigned xstate_put(uint8_t *p, const struct xstate_op *op, unsigned base, bool wide)
+{
+	unsigned n = 0;
+
+	if (wide)
+		p[n++] = 0x48;
+	p[n++] = 0x0f;
+	p[n++] = op->opcode;
+	p[n++] = (uint8_t)(op->digit << 3 | base);
+	return n;
+}
+
+/* Loads from RSI, saves to RDI, tells flags; then the state is used, and there is a fault or the end. usable: in between
+ * as well, which costs translated code the x87's pointers. */
+static void xstate_code(struct machine *m, uint64_t *seed, bool user, bool touch, bool usable)
+{
+	static const uint8_t use[] = { 0x0f, 0x51, 0xdb },					/* sqrtps xmm3, xmm3 */
+			     touches[] = { 0x4c, 0x8b, 0x3e, 0x4c, 0x8b, 0x3f, 0x4c, 0x89, 0x3f, 0x0f, 0x92, 0xc3 },
+			     flags[] = { 0x39, 0xc0, 0xf9 }, tell[] = { 0x0f, 0x92, 0xc3 },	/* cmp, stc; setc bl */
+			     dump[] = { 0x41, 0x0f, 0x11, 0x08, 0x41, 0xdb, 0x78, 0x10, 0x41, 0x0f, 0xae, 0x58, 0x20, 0xcc };
+	uint8_t code[96];
+	unsigned n = 0, rounds = 1 + rnd(seed) % 2;
+
+#define PUT(bytes) (memcpy(code + n, bytes, sizeof bytes), n += sizeof bytes)
+	if (touch)
+		PUT(touches);
+	for (unsigned i = 0; i < rounds; i++) {
+		const struct xstate_op *in = &xstate_ops[rnd(seed) % 2], *out = &xstate_ops[2 + rnd(seed) % 4];
+		if (user && rnd(seed) % 16)
+			in = &xstate_ops[0], out = out->kernel ? &xstate_ops[3] : out;
+		PUT(flags);
+		if (usable && rnd(seed) % 2)
+			PUT(use);
+		n += xstate_put(code + n, in, 6, rnd(seed) % 2);
+		if (usable && rnd(seed) % 2)
+			PUT(use);
+		n += xstate_put(code + n, out, 7, rnd(seed) % 2);
+		PUT(tell);
+	}
+	PUT(dump);	/* movups [r8], xmm1; fstp [r8 + 16]; stmxcsr [r8 + 32]; int3 */
+#undef PUT
+	map_write(m->map, XSTATE_CODE, code, n);
+	map_wrote(m->map, XSTATE_CODE, n);
+}
+
+static void xstate_make(struct machine *m, uint64_t *seed, struct x86_state *s)
+{
+	/* Usual, from page to page, from RAM's one end to its other, read-only, misaligned, absent, no address. */
+	static const uint64_t from[] = { FROM, FROM, FROM, FROM + 0xc00, READ_ONLY + 0x1000, FROM, SUPERVISOR - 0x200, FROM + 8, ABSENT,
+					 0x0000900000000000ull, ABSENT - 0x300 };
+	static const uint64_t to[] = { TO, TO, TO, TO, TO + 0xe00, TO + 0xe00, READ_ONLY + 0x5000, TO + 32, ABSENT, ABSENT - 0x200 };
+	bool user = rnd(seed) % 3 == 0, usual = rnd(seed) % 2, usable = rnd(seed) % 2;
+
+	state_begin(s, false);
+	s->xcr0 = cpu_model_xcr0_mask(m->model) & (rnd(seed) % 2 ? 7 : 0xe7);
+	if (rnd(seed) % 16 == 0)
+		s->xcr0 &= 3;
+	if (rnd(seed) % 32 == 0)
+		s->cr4 &= ~(uint64_t)CR4_OSXSAVE;
+	if (rnd(seed) % 32 == 0)
+		s->cr0 |= CR0_TS;
+	s->gpr[REG_RSI] = usual ? FROM : PICK(seed, from);
+	s->gpr[REG_RDI] = usual ? TO : PICK(seed, to);
+	s->gpr[REG_R8] = TO + 0x3000;
+	s->gpr[REG_RAX] = rnd(seed) % 2 ? ~0ull : rnd(seed);
+	s->gpr[REG_RDX] = rnd(seed) % 2 ? 0 : rnd(seed);
+	s->gpr[REG_RBX] = 0;
+	s->fpu.mxcsr = 0x1f80 | (rnd(seed) & 0x603f);
+	s->rip = XSTATE_CODE;
+	if (user) {
+		s->seg[SEG_CS] = (struct x86_segment){ .limit = ~0u, .selector = UCODE, .attr = 0xa0fb };
+		s->seg[SEG_SS] = (struct x86_segment){ .limit = ~0u, .selector = UDATA, .attr = 0xc0f3 };
+	}
+	for (unsigned gpa = DATA; gpa < DATA + 0xa000; gpa += 0x1000)
+		memset(ram(m, gpa), 0x5a, 0x1000);
+	area_make(m, seed, s->gpr[REG_RSI], s->xcr0, !usable);
+	xstate_code(m, seed, user, rnd(seed) % 4, usable);
+}
+
+/* Interpreted and translated, all ends alike: registers, faults, both areas, and what is in the vector registers. */
+static void test_xstate(void **state)
+{
+	static const enum x86_op ops[] = { X86_XSAVE, X86_XSAVEOPT, X86_XSAVEC, X86_XSAVES, X86_XRSTOR, X86_XRSTORS };
+	struct machine m[2];
+	struct x86_state *s[2];
+
+	for (unsigned k = 0; k < 2; k++) {
+		machine_init(&m[k], k == 0);
+		s[k] = state_new(&m[k]);
+		tables_build(&m[k]);
+	}
+	for (unsigned i = 0; i < 6000; i++) {
+		for (unsigned k = 0; k < 2; k++) {
+			uint64_t seed = i + 1;
+			for (unsigned n = 0; n < 10; n++)
+				rnd(&seed);
+			xstate_make(&m[k], &seed, s[k]);
+			run(&m[k], s[k], s[k]);
+		}
+		state_compare(s[0], s[1], i);
+		memory_compare(&m[0], &m[1], DATA, 0xa000);
+		memory_compare(&m[0], &m[1], STACK, 0x3000);
+	}
+	for (unsigned i = 0; i < sizeof ops / sizeof *ops; i++)	/* many went on without it */
+		if (cpu_model_has(m[0].model, FEATURE_XSAVES))
+			assert_true(interpreted(&m[1], ops[i]) * 10 < interpreted(&m[0], ops[i]) * 9);
+	for (unsigned k = 0; k < 2; k++) {
+		free(s[k]);
+		machine_fini(&m[k]);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -378,6 +710,10 @@ int main(void)
 		cmocka_unit_test(test_pause),
 		cmocka_unit_test(test_syscall),
 		cmocka_unit_test(test_iret),
+		cmocka_unit_test(test_cpuid),
+		cmocka_unit_test(test_cpuid_quick),
+		cmocka_unit_test(test_cr3),
+		cmocka_unit_test(test_xstate),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -34,6 +34,12 @@
 #define XSTATE_HI16_ZMM 0x80u	/* ZMM16-31 */
 #define XSTATE_AVX512 (XSTATE_OPMASK | XSTATE_ZMM_HI256 | XSTATE_HI16_ZMM)
 
+/* Extended components, ascending: where in our image (and in the standard format), and how much of that instructions see in
+ * 64-bit code and elsewhere. */
+#define FP_COMPONENTS 4
+struct fp_component { uint8_t number; uint16_t at, bytes, bytes32; };
+extern const struct fp_component fp_components[FP_COMPONENTS];
+
 /* Recomputes ES and B from flags and masks. */
 void fp_update_es(struct x86_xsave *f);
 /* The memory operand's linear address obeys `align` bytes, or #GP(0). */

@@ -16,14 +16,12 @@
 #define HEADER 512u
 #define COMPACT (1ull << 63)
 
-/* Extended components: where in our image, and how much of that instructions see in 64-bit code and elsewhere. */
-static const struct extended { uint8_t number; uint16_t at, bytes, bytes32; } extended[] = {
+const struct fp_component fp_components[FP_COMPONENTS] = {
 	{ 2, offsetof(struct x86_xsave, ymmh), 256, 128 },
 	{ 5, offsetof(struct x86_xsave, opmask), 64, 64 },
 	{ 6, offsetof(struct x86_xsave, zmmh), 512, 256 },
 	{ 7, offsetof(struct x86_xsave, zmm16), 1024, 0 },
 };
-#define EXTENDED_COUNT (sizeof extended / sizeof extended[0])
 
 static void init_component(struct x86_xsave *f, uint64_t component)
 {
@@ -36,9 +34,9 @@ static void init_component(struct x86_xsave *f, uint64_t component)
 	} else if (component == XSTATE_SSE) {
 		memset(f->xmm, 0, sizeof f->xmm);
 	}
-	for (unsigned i = 0; i < EXTENDED_COUNT; i++)
-		if (component == 1ull << extended[i].number)
-			memset(f->raw + extended[i].at, 0, extended[i].bytes);
+	for (unsigned i = 0; i < FP_COMPONENTS; i++)
+		if (component == 1ull << fp_components[i].number)
+			memset(f->raw + fp_components[i].at, 0, fp_components[i].bytes);
 	f->xstate_bv &= ~component;
 }
 
@@ -51,7 +49,7 @@ static void materialise(struct x86_xsave *f)
 }
 
 static unsigned xmm_bytes(const struct vcpu *v) { return v->insn_mode == INSN_64 ? 256 : 128; }
-static unsigned extended_bytes(const struct vcpu *v, const struct extended *c)
+static unsigned extended_bytes(const struct vcpu *v, const struct fp_component *c)
 {
 	return v->insn_mode == INSN_64 ? c->bytes : c->bytes32;
 }
@@ -140,16 +138,16 @@ static uint64_t in_use(struct x86_xsave *f)
 		use |= XSTATE_X87;
 	if (!all_zero(f->xmm, sizeof f->xmm))
 		use |= XSTATE_SSE;
-	for (unsigned i = 0; i < EXTENDED_COUNT; i++)
-		if (!all_zero(f->raw + extended[i].at, extended[i].bytes))
-			use |= 1ull << extended[i].number;
+	for (unsigned i = 0; i < FP_COMPONENTS; i++)
+		if (!all_zero(f->raw + fp_components[i].at, fp_components[i].bytes))
+			use |= 1ull << fp_components[i].number;
 	return use;
 }
 
 static void extended_out(struct vcpu *v, const struct insn *in, uint64_t at, uint64_t write, uint64_t ask, bool compact)
 {
-	for (unsigned i = 0; i < EXTENDED_COUNT; i++) {
-		const struct extended *c = &extended[i];
+	for (unsigned i = 0; i < FP_COMPONENTS; i++) {
+		const struct fp_component *c = &fp_components[i];
 		unsigned n = extended_bytes(v, c);
 		if ((write >> c->number & 1) && n)
 			mem_out(v, in, at, cpu_xsave_offset(ask, c->number, compact), v->s.fpu.raw + c->at, n);
@@ -208,8 +206,8 @@ static void header_check(struct vcpu *v, const uint64_t h[8], bool supervisor)
 /* Loads what `load` names into an image of the standard format. */
 static void extended_in(struct vcpu *v, const struct insn *in, uint64_t at, uint64_t load, uint64_t format, uint8_t *image)
 {
-	for (unsigned i = 0; i < EXTENDED_COUNT; i++) {
-		const struct extended *c = &extended[i];
+	for (unsigned i = 0; i < FP_COMPONENTS; i++) {
+		const struct fp_component *c = &fp_components[i];
 		unsigned n = extended_bytes(v, c);
 		if ((load >> c->number & 1) && n)
 			mem_load_n(v, in->mem.seg, at + cpu_xsave_offset(format, c->number, format & COMPACT), image + c->at, n);
@@ -218,9 +216,9 @@ static void extended_in(struct vcpu *v, const struct insn *in, uint64_t at, uint
 
 static void extended_set(struct vcpu *v, uint64_t load, const uint8_t *image)
 {
-	for (unsigned i = 0; i < EXTENDED_COUNT; i++)
-		if (load >> extended[i].number & 1)
-			memcpy(v->s.fpu.raw + extended[i].at, image + extended[i].at, extended_bytes(v, &extended[i]));
+	for (unsigned i = 0; i < FP_COMPONENTS; i++)
+		if (load >> fp_components[i].number & 1)
+			memcpy(v->s.fpu.raw + fp_components[i].at, image + fp_components[i].at, extended_bytes(v, &fp_components[i]));
 }
 
 static void xrstor(struct vcpu *v, const struct insn *in, bool supervisor)

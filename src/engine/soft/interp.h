@@ -50,6 +50,14 @@ struct fetch_entry { uint64_t tag, gpa; uint32_t epoch; bool global; };
 #define BLOCK_BITS 15
 #define ARENA_INSNS (1u << 17)
 
+/* What CPUID answered, by leaf and subleaf, and what of the state that depended on. */
+#define CPUID_MEMO 128
+struct cpuid_memo {
+	uint32_t leaf, subleaf, out[4];
+	bool used;
+	uint64_t cr4, xcr0, xss, apic_base;
+};
+
 struct interp {
 	struct jump_entry jump[1u << JUMP_BITS];	/* linear address -> block, valid for one fetch_epoch */
 	struct fetch_entry fetch[FETCH_ENTRIES];
@@ -89,12 +97,29 @@ struct interp {
 	unsigned watches;		/* points in effect that watch data */
 	struct debug_point watch[DEBUG_POINTS];
 	struct trace *trace;		/* engine/soft/trace.c */
+	struct cpuid_memo cpuid[CPUID_MEMO];
 	struct decoded scratch;		/* instruction that crosses a page, or from a device */
 };
 
 static inline bool debug_active(const struct interp *ip) { return ip->exec_bps || ip->data_bps || ip->io_bps; }
 
 static inline struct interp *interp_of(struct vcpu *v) { return v->interp; }
+
+/* Of the CPUID that EAX and ECX ask for. */
+static inline struct cpuid_memo *cpuid_memo(struct vcpu *v)
+{
+	uint32_t leaf = (uint32_t)v->s.gpr[REG_RAX], subleaf = (uint32_t)v->s.gpr[REG_RCX];
+
+	return &interp_of(v)->cpuid[(leaf ^ leaf >> 26 ^ subleaf << 3) % CPUID_MEMO];
+}
+
+static inline bool cpuid_memo_valid(const struct vcpu *v, const struct cpuid_memo *m)
+{
+	const struct x86_state *s = &v->s;
+
+	return m->used && m->leaf == (uint32_t)s->gpr[REG_RAX] && m->subleaf == (uint32_t)s->gpr[REG_RCX] && m->cr4 == s->cr4 &&
+	       m->xcr0 == s->xcr0 && m->xss == s->xss && m->apic_base == s->apic_base;
+}
 
 int interp_init(struct vcpu *v);
 void interp_fini(struct vcpu *v);

@@ -67,11 +67,11 @@ void sys_set_cr0(struct vcpu *v, uint64_t value)
 static void set_cr3(struct vcpu *v, uint64_t value)
 {
 	struct x86_state *s = &v->s;
-	bool keep = state_long(s) && (s->cr4 & CR4_PCIDE) && value >> 63;
+	bool keep = state_long(s) && (s->cr4 & CR4_PCIDE) && (value & CR3_KEEP);
 
 	if (state_long(s)) {
 		if (keep)
-			value &= ~(1ull << 63);
+			value &= ~CR3_KEEP;
 		if (value >> cpu_model_phys_bits(v->en->model))
 			gp(v);
 	} else {
@@ -258,14 +258,16 @@ INTERP_HANDLER(op_wrmsr)
 
 INTERP_HANDLER(op_cpuid)
 {
-	uint32_t out[4];
+	struct x86_state *s = &v->s;
+	struct cpuid_memo *m = cpuid_memo(v);
 
-	cpu_model_cpuid(v->en->model, (uint32_t)v->s.gpr[REG_RAX], (uint32_t)v->s.gpr[REG_RCX], &v->s, v->w.index,
-			v->en->vcpu_total, out);
-	v->s.gpr[REG_RAX] = out[0];
-	v->s.gpr[REG_RBX] = out[1];
-	v->s.gpr[REG_RCX] = out[2];
-	v->s.gpr[REG_RDX] = out[3];
+	*m = (struct cpuid_memo){ .leaf = (uint32_t)s->gpr[REG_RAX], .subleaf = (uint32_t)s->gpr[REG_RCX], .used = true,
+				  .cr4 = s->cr4, .xcr0 = s->xcr0, .xss = s->xss, .apic_base = s->apic_base };
+	cpu_model_cpuid(v->en->model, m->leaf, m->subleaf, s, v->w.index, v->en->vcpu_total, m->out);
+	s->gpr[REG_RAX] = m->out[0];
+	s->gpr[REG_RBX] = m->out[1];
+	s->gpr[REG_RCX] = m->out[2];
+	s->gpr[REG_RDX] = m->out[3];
 }
 
 static void check_tsd(struct vcpu *v)

@@ -62,6 +62,7 @@ void vcpu_update_system(struct vcpu *v)
 	struct vcpu_hot *h = &v->hot;
 	unsigned in = (unsigned)(s->star >> 32) & 0xfffc, out = (unsigned)(s->star >> 48);
 
+	h->cr3_refused = (~0ull << cpu_model_phys_bits(v->en->model)) & ~(s->cr4 & CR4_PCIDE ? CR3_KEEP : 0);
 	h->smap = !!(s->cr4 & CR4_SMAP);
 	h->fsgsbase = s->cr4 & CR4_FSGSBASE ? (s->cr4 & CR4_LA57 ? FSGSBASE_LA57 : FSGSBASE_LA48) : 0;
 	h->syscall_mode = 0;

@@ -6,12 +6,6 @@
 
 static struct walk_cache *walks_of(struct vcpu *v) { return &interp_of(v)->walks; }
 
-static void tlb_clear(struct vcpu *v, unsigned mode, unsigned index)
-{
-	v->tlb[mode][TLB_READ][index].tag = v->tlb[mode][TLB_WRITE][index].tag = tlb_invalid(index);
-	walks_of(v)->info[mode][index] &= TLB_LISTED;
-}
-
 /* --- the walk cache --- */
 
 static bool walk_lookup(struct walk_cache *w, uint64_t va_kind, unsigned tag, bool write, struct mmu_result *out)
@@ -111,73 +105,16 @@ static void walk_forget(struct walk_cache *w, uint64_t va, unsigned tag)
 
 /* --- the TLB itself --- */
 
-typedef void sweep_fn(struct vcpu *v, unsigned mode, unsigned index, uint64_t arg);
-
-/* One group; false: none of its entries is in use any more. */
-static bool sweep_group(struct vcpu *v, unsigned mode, unsigned first, sweep_fn *fn, uint64_t arg)
-{
-	const uint8_t *info = walks_of(v)->info[mode];
-	bool used = false;
-
-	for (unsigned i = first; i < first + TLB_GROUP; i++) {
-		if (info[i])
-			fn(v, mode, i, arg);
-		used |= info[i] != 0;
-	}
-	return used;
-}
-
-/* Calls fn for all entries that are in use. */
-static void tlb_sweep(struct vcpu *v, sweep_fn *fn, uint64_t arg)
-{
-	struct walk_cache *w = walks_of(v);
-	unsigned words = sizeof w->touched[0] / sizeof w->touched[0][0];
-
-	for (unsigned i = 0; i < TLB_MODES * words; i++) {
-		unsigned mode = i / words, word = i % words;
-		for (uint64_t bits = w->touched[mode][word]; bits; bits &= bits - 1) {
-			unsigned group = word * 64 + (unsigned)__builtin_ctzll(bits);
-			if (!sweep_group(v, mode, group * TLB_GROUP, fn, arg))
-				w->touched[mode][word] &= ~(bits & -bits);
-		}
-	}
-}
-
-static void local_forget(struct vcpu *v, unsigned mode, unsigned index, uint64_t unused)
-{
-	uint8_t *info = &walks_of(v)->info[mode][index];
-
-	*info &= (uint8_t)~TLB_LISTED;
-	if (!(*info & TLB_GLOBAL))
-		tlb_clear(v, mode, index);
-}
-
-static void drop_local(struct vcpu *v)
-{
-	struct walk_cache *w = walks_of(v);
-
-	v->counters.local_entries += w->list_count;
-	if (w->list_count > TLB_LIST)
-		tlb_sweep(v, local_forget, 0);
-	else
-		for (unsigned i = 0; i < w->list_count; i++)
-			local_forget(v, w->list[i] / TLB_ENTRIES, w->list[i] % TLB_ENTRIES, 0);
-	w->list_count = 0;
-	interp_of(v)->epoch_local++;
-	interp_of(v)->fetch_epoch++;
-	interp_of(v)->stop_block = true;
-}
-
 static void entry_forget(struct vcpu *v, unsigned mode, unsigned index, uint64_t unused)
 {
 	walks_of(v)->info[mode][index] = 0;
-	tlb_clear(v, mode, index);
+	tlb_clear(v, walks_of(v), mode, index);
 }
 
 void tlb_init(struct vcpu *v)
 {
 	for (unsigned m = 0; m < TLB_MODES; m++)
-		tlb_clear(v, m, 0);
+		tlb_clear(v, walks_of(v), m, 0);
 	tlb_flush_all(v);
 }
 
@@ -203,18 +140,7 @@ void tlb_flush_non_global(struct vcpu *v)
 
 	v->counters.flush_local++;
 	w->flushed_local = ++w->clock;
-	drop_local(v);
-}
-
-void tlb_switch(struct vcpu *v, bool keep)
-{
-	struct walk_cache *w = walks_of(v);
-
-	v->counters.switches++;
-	v->counters.switches_kept += keep;
-	if (!keep)
-		w->flushed[current_pcid(v)] = ++w->clock;
-	drop_local(v);
+	tlb_drop_local(v);
 }
 
 void tlb_flush_page(struct vcpu *v, uint64_t gva)
@@ -228,7 +154,7 @@ void tlb_flush_page(struct vcpu *v, uint64_t gva)
 		return;
 	}
 	for (unsigned m = 0; m < TLB_MODES; m++)
-		tlb_clear(v, m, tlb_index(gva));
+		tlb_clear(v, walks_of(v), m, tlb_index(gva));
 	walk_forget(w, gva, current_pcid(v));
 	walk_forget(w, gva, WALK_GLOBAL);
 	ip->fetch[(gva >> GUEST_PAGE_SHIFT) % FETCH_ENTRIES].tag = ~0ull;
@@ -256,7 +182,7 @@ void tlb_flush_pcid(struct vcpu *v, unsigned pcid)
 
 	w->flushed[pcid] = ++w->clock;
 	if (pcid == current_pcid(v))
-		drop_local(v);
+		tlb_drop_local(v);
 }
 
 static void write_forget(struct vcpu *v, unsigned mode, unsigned index, uint64_t hva)

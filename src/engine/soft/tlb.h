@@ -65,6 +65,7 @@ static inline bool walk_fresh(const struct walk_cache *w, const struct walk_entr
 	return e->tag == WALK_GLOBAL || (e->stamp > w->flushed_local && e->stamp > w->flushed[e->tag]);
 }
 
+#define CR3_KEEP (1ull << 63)	/* written with CR4.PCIDE set: flush nothing */
 static inline unsigned current_pcid(const struct vcpu *v) { return v->s.cr4 & CR4_PCIDE ? v->s.cr3 & 0xfff : 0; }
 
 /*
@@ -121,6 +122,17 @@ void tlb_place_note(struct vcpu *v, const struct page_info *pi, uint64_t place);
  * look, by mem_fill(). Uses general registers only, so that the guest's vector state may be live (tlb_refill.c). */
 bool tlb_refill_read(struct vcpu *v, uint64_t va, unsigned mode);
 bool tlb_refill_write(struct vcpu *v, uint64_t va, unsigned mode);
+/* Clears both entries of that index. */
+static inline void tlb_clear(struct vcpu *v, struct walk_cache *w, unsigned mode, unsigned index)
+{
+	v->tlb[mode][TLB_READ][index].tag = v->tlb[mode][TLB_WRITE][index].tag = tlb_invalid(index);
+	w->info[mode][index] &= TLB_LISTED;
+}
+/* Calls fn for all entries of v->tlb that are in use. */
+typedef void tlb_sweep_fn(struct vcpu *v, unsigned mode, unsigned index, uint64_t arg);
+void tlb_sweep(struct vcpu *v, tlb_sweep_fn *fn, uint64_t arg);
+/* Drops what is not global. */
+void tlb_drop_local(struct vcpu *v);
 /* MOV to CR3 in effect: s.cr3 is the new one. keep: bit 63 was set with CR4.PCIDE. */
 void tlb_switch(struct vcpu *v, bool keep);
 /* INVPCID types 0 and 1. */

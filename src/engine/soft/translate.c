@@ -156,6 +156,7 @@ void translate_counters(const struct vcpu *v, counter_fn *each, void *opaque)
 	each(opaque, "translated code", "cache emptied", t->count_flushes);
 	each(opaque, "translated code", "pages written to", t->count_stale);
 	each(opaque, "translated code", "look-ups answered in place", t->count_quick);
+	each(opaque, "translated code", "instructions answered in place", t->count_visits);
 	for (unsigned i = 1; i < TEXIT_COUNT; i++)
 		each(opaque, "exits from translated code", names[i], t->count_exit[i]);
 }

@@ -761,6 +761,8 @@ enum insn_result insn_translate(struct block_build *b, struct block_insn *bi)
 		return pushf_translate(b, bi);
 	case X86_MOVS: case X86_STOS:
 		return string_translate(b, bi);
+	case X86_XSAVE: case X86_XSAVEOPT: case X86_XSAVEC: case X86_XSAVES: case X86_XRSTOR: case X86_XRSTORS:
+		return state_translate(b, bi);
 	default:
 		break;
 	}

@@ -12,7 +12,8 @@
  *   translate_link.c   how it is entered: heads, links between blocks
  *   translate_return.c the stacks of host return addresses
  *   translate_entry.c  the entry and exit trampolines
- *   translate_quick.c  look-ups that need not leave translated code
+ *   translate_quick.c  look-ups, CR3 writes, CPUID that need not leave translated code
+ *   translate_state.c  the XSAVE family, likewise
  *   codecache.c        where blocks live, look-up, invalidation
  *
  * Guest registers in translated code: rax rcx rdx rbx rbp rsi rdi r8 r12 are themselves, rsp is in r13, r13-r15 in
@@ -124,6 +125,9 @@ struct jump_slot { uint64_t rip; const uint8_t *host; };
 
 struct block_build;
 
+/* C functions that translated code calls: bool fn(struct vcpu *, T0, T1). RAX, RCX and RDX are in s.gpr then. */
+enum visit { VISIT_CPUID, VISIT_CR3, VISIT_STATE, VISIT_COUNT };
+
 struct trans_vcpu {
 	struct execmem mem;
 	uint32_t used, used_base;	/* bytes of code; what the trampolines take */
@@ -152,13 +156,14 @@ struct trans_vcpu {
 	uint32_t generation;		/* bumped when all code goes */
 	const uint8_t *exit_to[TEXIT_COUNT];	/* trampolines, writable alias */
 	const uint8_t *visit_tsc;	/* called for RDTSC, likewise */
+	const uint8_t *visit[VISIT_COUNT];	/* called for others */
 	const uint8_t *refill[TLB_MODES][2];	/* by TLB mode, and for writing */
 	void (*enter)(struct vcpu *v, const uint8_t *target);
 	pthread_mutex_t inbox_lock;
 	uint32_t inbox[INBOX_PAGES];
 	_Atomic uint32_t inbox_count;	/* > INBOX_PAGES: everything */
 	struct block_build *build;
-	uint64_t count_exit[TEXIT_COUNT], count_quick, count_blocks, count_flushes, count_stale;
+	uint64_t count_exit[TEXIT_COUNT], count_quick, count_visits, count_blocks, count_flushes, count_stale;
 };
 
 struct translator { unsigned fp_level; bool bmi2; };
@@ -183,6 +188,15 @@ static inline unsigned tmode_now(const struct vcpu *v, unsigned entered)
 const uint8_t *lookup_quick(struct vcpu *v, uint64_t rip);
 /* For C, after a look-up: where the page of rip lies, for lookup_quick(). */
 void lookup_note(struct vcpu *v, uint64_t rip, uint32_t ram_page, bool global);
+
+/* Likewise for instructions, where nothing comes in between. false: nothing was done, step. */
+bool cpuid_quick(struct vcpu *v, uint64_t t0, uint64_t t1);	/* to s.gpr */
+bool cr3_quick(struct vcpu *v, uint64_t value, uint64_t t1);	/* in 64-bit code */
+
+/* --- translate_state.c --- */
+/* XSAVE and its kin in 64-bit code, at a linear address. The mode's FP level is FP_AVX at least. */
+enum { STATE_LOAD = 1, STATE_COMPACT = 2, STATE_USED = 4 /* only what is in use */, STATE_SUPERVISOR = 8, STATE_WIDE = 16 /* REX.W */ };
+bool state_quick(struct vcpu *v, uint64_t va, uint64_t what);
 
 /* --- translate_entry.c --- */
 void trans_emit_trampolines(struct vcpu *v, struct emitter *e);
@@ -396,6 +410,8 @@ void return_stack_check(struct vcpu *v);
 /* --- translate_system.c --- */
 void system_emit_visits(struct vcpu *v, struct emitter *e);
 enum insn_result system_translate(struct block_build *b, struct block_insn *bi);
+/* The XSAVE family. */
+enum insn_result state_translate(struct block_build *b, struct block_insn *bi);
 /* Does the block go on after it? */
 bool system_goes_on(const struct insn *in);
 

@@ -1,5 +1,5 @@
 /*
- * Look-ups of translated code that find what is there already.
+ * Look-ups of translated code that find what is there already; instructions that are answered in C and go on.
  *
  * Like tlb_refill.c this runs with the guest's x87, SSE and AVX state in the registers, and is compiled for general
  * registers only (src/engine/soft/meson.build), and so is what it calls: codecache.c. It raises nothing. Where the run
@@ -66,4 +66,31 @@ const uint8_t *lookup_quick(struct vcpu *v, uint64_t rip)
 	jump_cache_put(v, mode, rip, k, e->tag == WALK_GLOBAL);
 	t->count_quick++;
 	return cache_rx(t, k->far_entry);
+}
+
+/* --- instructions --- */
+
+bool cpuid_quick(struct vcpu *v, uint64_t t0, uint64_t t1)
+{
+	const struct cpuid_memo *m = cpuid_memo(v);
+
+	if (!cpuid_memo_valid(v, m))
+		return false;
+	v->s.gpr[REG_RAX] = m->out[0];
+	v->s.gpr[REG_RBX] = m->out[1];
+	v->s.gpr[REG_RCX] = m->out[2];
+	v->s.gpr[REG_RDX] = m->out[3];
+	trans_of(v)->count_visits++;
+	return true;
+}
+
+bool cr3_quick(struct vcpu *v, uint64_t value, uint64_t t1)
+{
+	if (value & v->hot.cr3_refused)
+		return false;
+	v->s.cr3 = value & ~CR3_KEEP;
+	tlb_switch(v, value & CR3_KEEP);
+	jump_cache_sync(v);
+	trans_of(v)->count_visits++;
+	return true;
 }

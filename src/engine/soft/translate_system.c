@@ -171,7 +171,7 @@ static enum insn_result pause_translate(struct block_build *b, struct block_insn
 bool system_goes_on(const struct insn *in)
 {
 	switch (in->op) {
-	case X86_SWAPGS: case X86_RDTSC: case X86_RDTSCP: case X86_PAUSE:
+	case X86_CPUID: case X86_XSAVES: case X86_XRSTORS: case X86_SWAPGS: case X86_RDTSC: case X86_RDTSCP: case X86_PAUSE:
 	case X86_RDFSBASE: case X86_RDGSBASE: case X86_WRFSBASE: case X86_WRGSBASE:
 		return true;
 	case X86_MOV_CR: return in->ops[1].kind == OPK_CR;
@@ -255,6 +255,115 @@ static enum insn_result base_translate(struct block_build *b, struct block_insn 
 	return INSN_NEXT;
 }
 
+/* --- visits: C is called, the guest's registers and vector state stay where they are --- */
+
+/* NE if fn(v, T0, T1) has done it. */
+static void emit_visit(struct vcpu *v, struct emitter *e, bool (*fn)(struct vcpu *, uint64_t, uint64_t))
+{
+	static const uint8_t saved[] = { H_RAX, H_RCX, H_RDX, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11 };
+
+	emit_store(e, H_RAX, hm_gs(OFF_GPR(REG_RAX)));
+	emit_store(e, H_RCX, hm_gs(OFF_GPR(REG_RCX)));
+	emit_store(e, H_RDX, hm_gs(OFF_GPR(REG_RDX)));
+	for (unsigned i = 0; i < sizeof saved; i++)	/* nothing there asks for an aligned stack */
+		emit_push(e, saved[i], false);
+	emit_mov_imm(e, H_RDI, (uint64_t)(uintptr_t)v);
+	emit_op_reg(e, true, 0x89, H_T0, H_RSI);
+	emit_op_reg(e, true, 0x89, H_T1, H_RDX);
+	emit_mov_imm(e, H_RAX, (uint64_t)(uintptr_t)fn);
+	e2(e, 0xff, 0xd0);				/* call rax */
+	e2(e, 0x84, 0xc0);				/* test al, al */
+	for (unsigned i = sizeof saved; i-- > 0; )
+		emit_push(e, saved[i], true);
+	e1(e, 0xc3);
+}
+
+static void emit_visits(struct vcpu *v, struct emitter *e)
+{
+	static bool (*const fn[VISIT_COUNT])(struct vcpu *, uint64_t, uint64_t) = {
+		[VISIT_CPUID] = cpuid_quick, [VISIT_CR3] = cr3_quick, [VISIT_STATE] = state_quick,
+	};
+
+	for (unsigned i = 0; i < VISIT_COUNT; i++) {
+		trans_of(v)->visit[i] = e->p;
+		emit_visit(v, e, fn[i]);
+	}
+}
+
+static enum insn_result cpuid_translate(struct block_build *b, struct block_insn *bi)
+{
+	static const uint8_t out[] = { REG_RAX, REG_RBX, REG_RCX, REG_RDX };
+	struct emitter *e = &b->e;
+
+	if (bi->in.lock)
+		return INSN_STEP;
+	emit_flags_save(e);
+	emit_call_to(e, b->t->visit[VISIT_CPUID]);
+	step_if(b, bi, CC_E);
+	for (unsigned i = 0; i < sizeof out; i++)
+		emit_load(e, host_reg_of(out[i]), hm_gs(OFF_GPR(out[i])));
+	emit_flags_restore(e);
+	return INSN_NEXT;
+}
+
+/* What comes behind it is looked up: it may lie elsewhere now. */
+static enum insn_result cr3_translate(struct block_build *b, struct block_insn *bi)
+{
+	const struct operand *s = &bi->in.ops[1];
+	struct emitter *e = &b->e;
+	unsigned h = host_reg_of(s->reg);
+
+	if (b->tlb_mode == TLB_USER || !b->wide || bi->in.lock)
+		return INSN_STEP;
+	emit_flags_save(e);
+	if (h == H_NONE)
+		emit_load(e, H_T0, hm_gs(OFF_GPR(s->reg)));
+	else
+		emit_op_reg(e, true, 0x89, h, H_T0);
+	emit_call_to(e, b->t->visit[VISIT_CR3]);
+	step_if(b, bi, CC_E);
+	b->flags_at = FLAGS_PARKED;
+	emit_page_address(b, H_T0, bi->offset + bi->in.len);
+	jump_indirect(b);
+	return INSN_ENDS;
+}
+
+static unsigned state_what(const struct insn *in)
+{
+	unsigned wide = in->rex & 8 ? STATE_WIDE : 0;
+
+	switch (in->op) {
+	case X86_XSAVEOPT: return wide | STATE_USED;
+	case X86_XSAVEC: return wide | STATE_USED | STATE_COMPACT;
+	case X86_XSAVES: return wide | STATE_USED | STATE_COMPACT | STATE_SUPERVISOR;
+	case X86_XRSTOR: return wide | STATE_LOAD;
+	case X86_XRSTORS: return wide | STATE_LOAD | STATE_SUPERVISOR;
+	default: return wide;
+	}
+}
+
+/* The mode says that CR4.OSXSAVE is set, and CR0.TS clear. */
+enum insn_result state_translate(struct block_build *b, struct block_insn *bi)
+{
+	const struct insn *in = &bi->in;
+	struct emitter *e = &b->e;
+	unsigned what = state_what(in), seg = in->mem.seg;
+
+	if (!b->wide || TMODE_FP(b->mode) < FP_AVX || in->lock || !mem_translatable(b, in) ||
+	    ((what & STATE_SUPERVISOR) && b->tlb_mode == TLB_USER))
+		return INSN_STEP;
+	flags_only_host(b);
+	emit_flags_save(e);
+	address_translate(b, in, H_T0, bi->offset + in->len, true);
+	if (seg == SEG_FS || seg == SEG_GS)
+		emit_op_mem(e, true, 0x03, H_T0, hm_gs(OFF_SEG(seg)));
+	emit_mov_imm(e, H_T1, what);
+	emit_call_to(e, b->t->visit[VISIT_STATE]);
+	step_if(b, bi, CC_E);
+	emit_flags_restore(e);
+	return INSN_NEXT;
+}
+
 /*
  * RDX, RAX := the TSC; flags are lost. A call from translated code with the guest's registers where they are, vector
  * state too: soft_tsc() leaves that alone.
@@ -278,6 +387,7 @@ void system_emit_visits(struct vcpu *v, struct emitter *e)
 	for (unsigned i = sizeof saved; i-- > 0; )
 		emit_push(e, saved[i], true);
 	e1(e, 0xc3);
+	emit_visits(v, e);
 }
 
 static enum insn_result tsc_translate(struct block_build *b, struct block_insn *bi)
@@ -315,6 +425,15 @@ static enum insn_result cr_read_translate(struct block_build *b, const struct in
 	return INSN_NEXT;
 }
 
+static enum insn_result mov_cr_translate(struct block_build *b, struct block_insn *bi)
+{
+	const struct operand *d = &bi->in.ops[0];
+
+	if (d->kind == OPK_CR)
+		return d->reg == 3 ? cr3_translate(b, bi) : INSN_STEP;
+	return cr_read_translate(b, &bi->in);
+}
+
 /* C does it, which is quicker than a step. */
 static enum insn_result iret_translate(struct block_build *b, struct block_insn *bi)
 {
@@ -338,7 +457,8 @@ static enum insn_result inline_translate(struct block_build *b, struct block_ins
 	case X86_SWAPGS: return swapgs_translate(b);
 	case X86_STAC: return smap_translate(b, bi, true);
 	case X86_CLAC: return smap_translate(b, bi, false);
-	case X86_MOV_CR: return cr_read_translate(b, &bi->in);
+	case X86_CPUID: return cpuid_translate(b, bi);
+	case X86_MOV_CR: return mov_cr_translate(b, bi);
 	case X86_MOV_SEG: return selector_translate(b, bi);
 	case X86_RDFSBASE: return base_translate(b, bi, SEG_FS, false);
 	case X86_RDGSBASE: return base_translate(b, bi, SEG_GS, false);
@@ -353,7 +473,7 @@ enum insn_result system_translate(struct block_build *b, struct block_insn *bi)
 {
 	/* Those below differ in 32-bit code, or do not exist. */
 	if (b->wide || bi->in.op == X86_STAC || bi->in.op == X86_CLAC || bi->in.op == X86_MOV_CR ||
-	    bi->in.op == X86_MOV_SEG || bi->in.op == X86_RDTSC || bi->in.op == X86_RDTSCP || bi->in.op == X86_PAUSE)
+	    bi->in.op == X86_CPUID || bi->in.op == X86_MOV_SEG || bi->in.op == X86_RDTSC || bi->in.op == X86_RDTSCP || bi->in.op == X86_PAUSE)
 		return inline_translate(b, bi);
 	return INSN_STEP;
 }

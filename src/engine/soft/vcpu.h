@@ -70,6 +70,7 @@ struct vcpu_hot {
 	uint32_t exit_reason;
 	uint32_t host_mxcsr;
 	uint32_t fpu_high;		/* of AVX-512's components, those that live in the host registers as well */
+	uint64_t cr3_refused;		/* in 64-bit code: bits that a write of CR3 faults by */
 	uint8_t fpu_live;		/* guest x87/SSE/AVX state is in the host registers */
 	uint8_t fpu_want;		/* load it on entry */
 	uint8_t smap;			/* CR4.SMAP */
