@@ -78,17 +78,6 @@ static bool half_bound(const struct diff_case *c, const struct diff_state *in, c
 	       insn_at(c, in, soft->rip, &insn) && insn.op == X86_BOUND;
 }
 
-/* FP16: with underflow unmasked a result that is tiny and exact faults. The interpreter does not see that: docs/cpu-soft.md,
- * Precision. */
-static bool tiny_half(const struct diff_case *c, const struct diff_state *in, struct diff_state *native,
-		      const struct diff_state *soft)
-{
-	struct insn insn;
-	uint32_t mxcsr = fpu_of(native)->mxcsr;
-	return native->vector == EXC_XM && soft->vector != EXC_XM && (mxcsr & 0x10) && !(mxcsr & 0x800) &&
-	       insn_at(c, in, native->rip, &insn) && insn.row->feature == FEATURE_AVX512_FP16;
-}
-
 /* --- the same fault at the same instruction --- */
 
 /* Where the host stored the return address before it found the target of a CALL bad (Intel's: below RSP). */
@@ -221,8 +210,8 @@ static void fault_address(const struct insn *in, const struct diff_case *c, cons
 		soft->cr2 = native->cr2;
 }
 
-/* Flags of an unmasked SSE exception that depend on how far the instruction went. Overflow and underflow are unmasked
- * only by what a case loads from memory. VCVTPS2PH: set or not before its store faults. */
+/* Flags of an unmasked SSE exception that depend on how far the instruction went. Overflow is unmasked
+ * only by what a case loads from memory, underflow seldom. VCVTPS2PH: set or not before its store faults. */
 static void sse_flags(const struct insn *in, const struct diff_case *c, struct diff_state *native,
 		      struct diff_state *soft)
 {
@@ -240,8 +229,7 @@ bool choice_apply(const struct diff_case *c, const struct diff_state *in, struct
 {
 	struct insn insn;
 	*ch = (struct choice){ 0 };
-	if (cancelled_store(c, in, native, soft) || wraps(c, in, native, soft) || half_bound(c, in, native, soft) ||
-	    tiny_half(c, in, native, soft))
+	if (cancelled_store(c, in, native, soft) || wraps(c, in, native, soft) || half_bound(c, in, native, soft))
 		return false;
 	if (native->vector == VECTOR_EXIT || native->vector != soft->vector)
 		return true;

@@ -130,6 +130,8 @@ void gen_fpu(struct gen *g, uint8_t *fpu)
 	f->mxcsr = 0x1f80 | (uint32_t)(gen_one_in(g, 2) ? gen_u64(g) & 0xe07f : 0);
 	if (gen_one_in(g, 8))
 		f->mxcsr &= ~(uint32_t)(gen_u64(g) & 0x1380);	/* I, D, Z, P */
+	if (gen_one_in(g, 16))
+		f->mxcsr &= ~0x800u;				/* U */
 	f->mxcsr_mask = 0xffff;
 	for (unsigned i = 0; i < 8; i++)
 		memcpy(f->st[i].b, g->x87[gen_below(g, X87_VALUES)].b, 16);

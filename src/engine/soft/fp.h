@@ -20,6 +20,7 @@
 
 #define MXCSR_FLAGS 0x3fu
 #define MXCSR_MASKS 0x1f80u
+#define MXCSR_UE 0x10u
 #define MXCSR_UM 0x800u
 #define MXCSR_FZ 0x8000u
 #define MXCSR_VALID 0xffffu
@@ -60,6 +61,9 @@ void fp_masked_load(struct vcpu *v, const struct insn *in, const struct operand 
 void fp_masked_probe(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset);
 void fp_masked_store(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset, const uint8_t *from);
 bool fp_evex_vsib(struct vcpu *v, const struct insn *in);	/* false: neither gather nor scatter */
+/* Has the instruction, which has run, rounded to an FP16 result that is tiny? One that is inexact told by itself. memory: what
+ * it would store. */
+bool fp_half_tiny(const struct vcpu *v, const struct insn *in, const uint8_t *memory);
 bool fp_state(struct vcpu *v, const struct insn *in);
 
 #endif

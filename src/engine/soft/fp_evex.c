@@ -96,8 +96,6 @@ void fp_masked_store(struct vcpu *v, const struct insn *in, const struct operand
 			mem_store_n(v, in->mem.seg, mem_wrap(in, offset + i * w.bytes), from + i * w.bytes, w.bytes);
 }
 
-/* --- gathers and scatters --- */
-
 struct zmm { uint8_t b[64]; };
 
 static struct zmm zmm_read(const struct vcpu *v, unsigned reg)
@@ -147,6 +145,44 @@ static uint64_t element(const struct zmm *z, unsigned i, unsigned size)
 	memcpy(&value, z->b + i * size, size);
 	return value;
 }
+
+/* --- FP16 --- */
+
+/* Does it round to FP16, and can underflow raise an exception? */
+static bool rounds_to_half(const struct insn *in)
+{
+	switch (in->op) {
+	case X86_VRNDSCALEPH: case X86_VRNDSCALESH: case X86_VCVTPS2PH:
+		return true;
+	case X86_VCVTPH2W: case X86_VCVTPH2UW: case X86_VCVTPH2DQ: case X86_VCVTPH2UDQ: case X86_VCVTPH2QQ: case X86_VCVTPH2UQQ:
+		return false;
+	default:
+		return in->row->feature == FEATURE_AVX512_FP16 && (in->row->attr & ROW_ER) && !(in->row->attr & ROW_UQ) &&
+		       in->ops[0].kind != OPK_GPR;
+	}
+}
+
+bool fp_half_tiny(const struct vcpu *v, const struct insn *in, const uint8_t *memory)
+{
+	unsigned n = in->row->attr & ROW_LIG ? 1 : in->ops[0].size / 2;
+	uint64_t k = in->evex_mask ? mask_read(v, in->evex_mask) : ~0ull;
+	struct zmm z;
+
+	if (!rounds_to_half(in))
+		return false;
+	if (in->ops[0].kind == OPK_MEM)
+		memcpy(z.b, memory, in->ops[0].size);
+	else
+		z = zmm_read(v, in->ops[0].reg);
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t h = element(&z, i, 2);
+		if ((k >> i & 1) && !(h & 0x7c00) && (h & 0x3ff))
+			return true;
+	}
+	return false;
+}
+
+/* --- gathers and scatters --- */
 
 struct vsib { unsigned index_size, size, n; struct zmm index; };
 

@@ -188,11 +188,12 @@ static void settle_vector(struct vcpu *v, const struct insn *in, const struct x8
 	f->mxcsr = guest | raised;
 }
 
-/* Can a tiny result raise an exception? VREDUCE has none for it, and EVEX.b beside registers suppresses all. */
+/* Can a tiny result raise an exception? VREDUCE and VRCP14 have none for it, and EVEX.b beside registers suppresses all. */
 static bool underflows(const struct insn *in)
 {
 	switch (in->op) {
 	case X86_VREDUCEPD: case X86_VREDUCEPS: case X86_VREDUCEPH: case X86_VREDUCESD: case X86_VREDUCESS: case X86_VREDUCESH:
+	case X86_VRCP14PD: case X86_VRCP14PS: case X86_VRCP14SD: case X86_VRCP14SS:
 		return false;
 	default:
 		return !(in->evex_b && in->modrm >= 0xc0);
@@ -208,10 +209,13 @@ static void run(struct vcpu *v, const struct insn *in, struct fp_frame *frame)
 	if ((mxcsr & MXCSR_MASKS) != MXCSR_MASKS)
 		memcpy(before.raw, f->raw, sizeof before.raw);
 	f->mxcsr = (mxcsr & ~MXCSR_FLAGS) | MXCSR_MASKS;
-	if (!(mxcsr & MXCSR_UM) && underflows(in))
+	bool tiny_counts = !(mxcsr & MXCSR_UM) && underflows(in);
+	if (tiny_counts)
 		f->mxcsr |= MXCSR_FZ;	/* a tiny result then sets UE even if it is exact, as it does unmasked (SDM vol. 1, 4.9.1.5) */
 	fp_update_es(f);
 	call_on_guest_state(fp_stub(v, in, emit_stub), frame, f, host_components(v));
+	if (tiny_counts && fp_half_tiny(v, in, frame->memory))		/* FP16 ignores FZ */
+		f->mxcsr |= MXCSR_UE;
 	settle_vector(v, in, &before, mxcsr);
 }
 
