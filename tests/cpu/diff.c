@@ -28,7 +28,7 @@ struct session {
 	unsigned bits;		/* 32, 64; 0: both */
 	uint64_t cases, ended, faulted;
 	struct diff_case c[DIFF_CASES];
-	uint8_t start[DATA_BYTES + PLAIN_BYTES + DEVICE_BYTES + STACK_BYTES + WRITABLE_BYTES];	/* the areas at the batch's start */
+	uint8_t start[DATA_BYTES + PLAIN_BYTES + DEVICE_BYTES + 2 * END_BYTES + STACK_BYTES + WRITABLE_BYTES];	/* the areas at the batch's start */
 };
 
 /* jmp EXIT_VA; from 32-bit code to the segment of 64-bit code. */
@@ -248,7 +248,7 @@ static void print_states(const struct diff_state *in, const struct diff_state *n
 
 static void print_memory(struct session *d, unsigned e)
 {
-	static const char *const names[AREAS] = { "data", "plain", "device", "stack", "code" };
+	static const char *const names[AREAS] = { "data", "plain", "device", "next", "high", "stack", "code" };
 	unsigned shown = 0;
 	for (unsigned a = 0; a < AREAS; a++) {
 		const uint8_t *native = native_area(d, a), *soft = soft_area(d->engine[e], a);

@@ -15,6 +15,8 @@
  *	DATA   two writable pages and, after a hole, a read-only one
  *	PLAIN  after another hole, a writable page, and behind it
  *	DEVICE a page that is a device of the guest's, which behaves like memory
+ *	NEXT   two writable pages, 64 KiB behind DATA: where 16-bit addresses of FS and GS end
+ *	HIGH   two writable pages, 4 GiB behind DATA: where 32-bit addresses of FS and GS end, in 64-bit code
  *	STACK  one writable page
  *
  *	slot   | INT3, where wild RETs land | WINDOW: data | INT3 | SLOT_START: code | exit | INT3 |
@@ -50,6 +52,9 @@
 #define PLAIN_BYTES 0x1000u
 #define DEVICE_VA (PLAIN_VA + PLAIN_BYTES)
 #define DEVICE_BYTES 0x1000u
+#define END_BYTES 0x2000u
+#define NEXT_VA (DATA_VA + 0x10000)
+#define HIGH_VA (DATA_VA + 0x100000000ull)
 #define STACK_VA 0x30000000ull
 #define STACK_BYTES 0x1000u
 #define FS_BASE (DATA_VA + 0x340)
@@ -84,13 +89,13 @@ struct diff_case {
 /* Shared with the child; mapped by it at the fixed addresses as well. */
 struct diff_shared {
 	uint8_t code[CODE_BYTES], data[DATA_BYTES], rom[ROM_BYTES], plain[PLAIN_BYTES], device[DEVICE_BYTES];
-	uint8_t stack[STACK_BYTES], exit[4096];
+	uint8_t next[END_BYTES], high[END_BYTES], stack[STACK_BYTES], exit[4096];
 	struct diff_state in[DIFF_CASES], out[DIFF_CASES];
 	bool wide[DIFF_CASES];
 };
 
 /* What a case may write. */
-enum diff_area { AREA_DATA, AREA_PLAIN, AREA_DEVICE, AREA_STACK, AREA_CODE /* the writable slots */, AREAS };
+enum diff_area { AREA_DATA, AREA_PLAIN, AREA_DEVICE, AREA_NEXT, AREA_HIGH, AREA_STACK, AREA_CODE /* the writable slots */, AREAS };
 struct area { uint64_t va; unsigned bytes; size_t offset; /* in struct diff_shared */ };
 extern const struct area diff_areas[AREAS];
 

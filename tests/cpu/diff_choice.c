@@ -28,8 +28,8 @@ static uint64_t address_of(const struct insn *in, const struct diff_state *s)
 		va += s->gpr[in->mem.base];
 	if (in->mem.index != INSN_REG_NONE)
 		va += s->gpr[in->mem.index] << in->mem.scale;
-	if (in->addrsize == 4)
-		va = (uint32_t)va;
+	if (in->addrsize < 8)
+		va = in->addrsize == 4 ? (uint32_t)va : (uint16_t)va;
 	return va + seg_base(in);
 }
 
@@ -61,10 +61,13 @@ static bool cancelled_store(const struct diff_case *c, const struct diff_state *
 static bool wraps(const struct diff_case *c, const struct diff_state *in, const struct diff_state *native,
 		  const struct diff_state *soft)
 {
-	const struct diff_state *limit = native->vector == EXC_GP || native->vector == EXC_SS ? native : soft;
+	const struct diff_state *limit = native->vector == EXC_GP || native->vector == EXC_SS ? native : soft,
+				*other = limit == native ? soft : native;
 	struct insn insn;
-	if (c->wide || (limit->vector != EXC_GP && limit->vector != EXC_SS) || !insn_at(c, in, limit->rip, &insn))
+	if (c->wide || (limit->vector != EXC_GP && limit->vector != EXC_SS))
 		return false;
+	if (!insn_at(c, in, limit->rip, &insn))		/* where a wild RET led */
+		return other->vector == EXC_PF && other->rip == limit->rip && (uint32_t)(other->cr2 + 512) < 1024;
 	uint64_t offset = insn.op == X86_ENTER ? limit->gpr[REG_RBP] : address_of(&insn, limit) - seg_base(&insn);
 	return (uint32_t)(offset + 512) < 1024;		/* FXRSTOR takes 512 bytes */
 }

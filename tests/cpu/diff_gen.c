@@ -46,6 +46,19 @@ static enum insn_mode mode_of(const struct gen *g) { return g->wide ? INSN_64 : 
 
 /* --- encodings --- */
 
+static uint64_t seg_base(const struct insn *in)
+{
+	return in->mem.seg == SEG_FS ? FS_BASE : in->mem.seg == SEG_GS ? GS_BASE : 0;
+}
+
+static void encode_address(struct gen *g, uint8_t **p)
+{
+	if (gen_one_in(g, 16))
+		*(*p)++ = gen_one_in(g, 2) ? 0x64 : 0x65;
+	if (gen_one_in(g, 24))
+		*(*p)++ = 0x67;
+}
+
 static void encode_vex(struct gen *g, const struct x86_opcode *r, uint8_t **p)
 {
 	unsigned pp = r->prefixes & PREFIX_P66 ? 1 : r->prefixes & PREFIX_F3 ? 2 : r->prefixes & PREFIX_F2 ? 3 : 0;
@@ -55,6 +68,7 @@ static void encode_vex(struct gen *g, const struct x86_opcode *r, uint8_t **p)
 	unsigned rxb = gen_below(g, 8) | (g->wide ? 0 : 6);	/* R and X clear: else it is LES or LDS */
 	if (r->prefixes & PREFIX_NP && pp && gen_one_in(g, 2))
 		pp = 0;
+	encode_address(g, p);
 	*(*p)++ = 0xc4;
 	*(*p)++ = (uint8_t)(rxb << 5 | r->map);
 	*(*p)++ = (uint8_t)(w << 7 | vvvv << 3 | l << 2 | pp);
@@ -103,6 +117,7 @@ static void encode_evex(struct gen *g, const struct x86_opcode *r, bool regs, ui
 		z = 1;
 	if (b && regs)
 		l = gen_below(g, 4);
+	encode_address(g, p);
 	*(*p)++ = 0x62;
 	*(*p)++ = (uint8_t)(rxb << 4 | r->map);
 	*(*p)++ = (uint8_t)(w << 7 | (~v & 15) << 3 | 4 | pp);
@@ -127,10 +142,7 @@ static void encode_legacy(struct gen *g, const struct x86_opcode *r, uint8_t **p
 	bool rep = r->trans == TRANS_STRING || r->prefixes == PREFIX_F2 || r->prefixes == PREFIX_F3;
 	if (gen_one_in(g, 16))
 		encode_dead(g, rep, p);
-	if (gen_one_in(g, 16))
-		*(*p)++ = gen_one_in(g, 2) ? 0x64 : 0x65;
-	if (gen_one_in(g, 24))
-		*(*p)++ = 0x67;
+	encode_address(g, p);
 	if (r->lockable && gen_one_in(g, 8))
 		*(*p)++ = 0xf0;
 	if (r->prefixes == PREFIX_ANY) {
@@ -217,6 +229,8 @@ static bool encode(struct gen *g, const struct x86_opcode *r, uint8_t *p, struct
 		return false;		/* reads 2 bytes on Intel, 4 on AMD */
 	if (!g->wide && in->op == X86_PUSH_SEG && in->opsize == 4)
 		return false;		/* writes 2 bytes on Intel, 4 on AMD */
+	if (in->addrsize == 2 && seg_base(in) && (in->row->cls == CLASS_X87 || in->row->cls == CLASS_FPSTATE || in->op == X86_BOUND))
+		return false;		/* aim_short() would not keep them from where such addresses end: one_piece() */
 	if (in->addrsize == 2 && (in->op == X86_CMPS || in->op == X86_FXRSTOR || in->op == X86_FRSTOR))
 		return false;		/* nothing lies there, and of two operands, or many fields, any may fault first */
 	if (double_shift16(in) &&
@@ -231,8 +245,8 @@ static bool encode(struct gen *g, const struct x86_opcode *r, uint8_t *p, struct
 	if (unchecked_alignment(in) && in->modrm < 0xc0 &&
 	    (in->mem.base == INSN_REG_NONE || in->mem.index != INSN_REG_NONE))
 		return false;		/* cannot be aimed at an aligned address */
-	if ((in->op == X86_MASKMOVQ || in->op == X86_MASKMOVDQU) && (in->addrsize != word(g) || in->mem.seg == SEG_CS))
-		return false;		/* with no byte to store, a bad segment faults or not */
+	if ((in->op == X86_MASKMOVQ || in->op == X86_MASKMOVDQU) && (in->addrsize != word(g) ? !seg_base(in) : in->mem.seg == SEG_CS))
+		return false;		/* with no byte to store, a bad segment or address faults or not */
 	return !(g->wide && in->p66 && (r->attr & ROW_F64));	/* Intel ignores 66 at near branches, AMD does not */
 }
 
@@ -279,9 +293,10 @@ static uint64_t string_address(struct gen *g)
 /* Of masked bytes: whether an empty mask faults, and what a fault leaves of the x87 state, is the CPU's choice. */
 static uint64_t masked_address(struct gen *g) { return DATA_VA + 0x200 + gen_below(g, 0x1c00); }
 
-static uint64_t seg_base(const struct insn *in)
+/* Likewise, of FS or GS, where short addresses end. */
+static uint64_t masked_end(struct gen *g, const struct insn *in)
 {
-	return in->mem.seg == SEG_FS ? FS_BASE : in->mem.seg == SEG_GS ? GS_BASE : 0;
+	return seg_base(in) + (in->addrsize == 2 ? UINT16_MAX : UINT32_MAX) - gen_below(g, 32);
 }
 
 static const struct operand *memory_operand(const struct insn *in)
@@ -307,7 +322,7 @@ static uint64_t inner_address(struct gen *g) { return DATA_VA + 0x400 + gen_belo
 static void avoid_code(const struct insn *in, uint64_t *gpr)
 {
 	uint64_t r = gpr[in->mem.base], va = seg_base(in) + r + (r << in->mem.scale) + (uint64_t)in->mem.disp;
-	if ((uint32_t)va - CODE_VA + 0x1000 < CODE_BYTES + 0x1000)
+	if ((uint32_t)va - CODE_VA + 0x1000 < CODE_BYTES + 0x1000 || (uint32_t)va - EXIT_VA + 0x1000 < 0x2000)
 		gpr[in->mem.base] = 0;
 }
 
@@ -328,13 +343,45 @@ static void aim_indices(struct gen *g, const struct insn *in, struct x86_xsave *
 		memcpy(f->zmmh[reg].b, d + 8, 32);
 }
 
+/* Some operands are more than one piece, each of which begins again where short addresses end: on Intel's those of the x87. */
+static bool one_piece(const struct insn *in)
+{
+	return in->row->cls == CLASS_MMX || in->row->cls == CLASS_SSE || in->row->cls == CLASS_AVX || in->row->cls == CLASS_AVX512;
+}
+
+/* A 32-bit address of FS or GS in 64-bit code, where such addresses end or begin. */
+static uint64_t offset_32(struct gen *g, const struct insn *in)
+{
+	uint64_t offset = one_piece(in) && gen_one_in(g, 2) ? UINT32_MAX - gen_below(g, 64) : gen_below(g, 0x800);
+
+	return offset & ~(unchecked_alignment(in) ? 15ull : 0);
+}
+
+/* A 16-bit address of FS or GS, mostly at the end of what these reach. */
+static void aim_short(struct gen *g, const struct insn *in, uint8_t *modrm, uint64_t *gpr)
+{
+	unsigned reg = in->mem.base != INSN_REG_NONE ? in->mem.base : in->mem.index;
+	uint16_t to = (uint16_t)-(gen_one_in(g, 4) ? gen_below(g, DATA_BYTES) : 1 + gen_below(g, 64)), now = (uint16_t)in->mem.disp;
+
+	if (!seg_base(in) || (in->row->attr & ROW_VSIB) || !one_piece(in))
+		return;
+	if (reg == INSN_REG_NONE) {
+		memcpy(modrm + 1, &to, 2);
+		return;
+	}
+	if (in->mem.index != INSN_REG_NONE && in->mem.index != reg)
+		now += (uint16_t)gpr[in->mem.index];
+	gpr[reg] = (gpr[reg] & ~0xffffull) | (uint16_t)(to - now);
+}
+
 /* Turns displacement or base so that the operand is at `target`. */
 static void aim(struct gen *g, struct insn *in, uint8_t *code, const uint8_t *modrm, uint64_t va, uint64_t *gpr,
 		uint64_t target, uint8_t *fpu)
 {
-	uint64_t offset = target - seg_base(in);
-	uint32_t disp = (uint32_t)(in->mem.rip ? target - seg_base(in) - va - in->len : offset);
+	uint64_t offset = g->wide && in->addrsize == 4 && seg_base(in) ? offset_32(g, in) : target - seg_base(in);
+	uint32_t disp = (uint32_t)(in->mem.rip ? offset - va - in->len : offset);
 	if (in->addrsize == 2) {
+		aim_short(g, in, code + (modrm - code), gpr);
 		return;
 	} else if (memory_operand(in)->kind == OPK_MOFFS) {
 		memcpy(code + (modrm - code), &offset, in->addrsize);
@@ -383,7 +430,7 @@ static void aim_registers(struct gen *g, const struct insn *in, struct diff_stat
 		gpr[REG_RDI] &= pointer_mask(in, (uint32_t)gpr[REG_RCX]);
 	}
 	if (in->op == X86_MASKMOVQ || in->op == X86_MASKMOVDQU)
-		gpr[REG_RDI] = masked_address(g) - seg_base(in);
+		gpr[REG_RDI] = (in->addrsize == word(g) ? masked_address(g) : masked_end(g, in)) - seg_base(in);
 	if (double_shift16(in))
 		gpr[REG_RCX] &= ~16ull;
 	if (in->op == X86_CALL)		/* a bad stack and a bad target: which faults first is the CPU's choice */
@@ -472,6 +519,8 @@ static bool fits(const struct gen *g, const struct insn *in)
 	if (in->op == X86_ENTER || in->op == X86_LEAVE || in->op == X86_PUSHF || in->op == X86_LAHF ||
 	    (double_shift16(in) && (in->opcode & 1)) || in->addrsize == 2 || (!g->wide && in->opsize == 2 && rel_operand(in)))
 		return false;
+	if (g->writable && (in->row->trans == TRANS_BRANCH || in->row->trans == TRANS_CALL) && in->ops[0].kind == OPK_GPR)
+		return false;		/* registers hold addresses of the slot: it might jump back for ever */
 	return !(in->row->attr & ROW_VSIB) && in->mem.base != REG_RSP && in->row->trans != TRANS_SYSTEM;
 }
 

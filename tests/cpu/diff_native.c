@@ -46,6 +46,8 @@ const struct area diff_areas[AREAS] = {
 	[AREA_DATA] = { DATA_VA, DATA_BYTES, offsetof(struct diff_shared, data) },
 	[AREA_PLAIN] = { PLAIN_VA, PLAIN_BYTES, offsetof(struct diff_shared, plain) },
 	[AREA_DEVICE] = { DEVICE_VA, DEVICE_BYTES, offsetof(struct diff_shared, device) },
+	[AREA_NEXT] = { NEXT_VA, END_BYTES, offsetof(struct diff_shared, next) },
+	[AREA_HIGH] = { HIGH_VA, END_BYTES, offsetof(struct diff_shared, high) },
 	[AREA_STACK] = { STACK_VA, STACK_BYTES, offsetof(struct diff_shared, stack) },
 	[AREA_CODE] = { WRITABLE_VA, WRITABLE_BYTES, offsetof(struct diff_shared, code) + SLOT_WRITABLE * SLOT_BYTES },
 };
@@ -228,6 +230,8 @@ static _Noreturn void child_main(struct native *n)
 	child_map(n, PLAIN_VA, offsetof(struct diff_shared, plain), PLAIN_BYTES + DEVICE_BYTES, PROT_READ | PROT_WRITE);
 	child_map(n, DATA_VA, offsetof(struct diff_shared, data), DATA_BYTES, PROT_READ | PROT_WRITE);
 	child_map(n, ROM_VA, offsetof(struct diff_shared, rom), ROM_BYTES, PROT_READ);
+	child_map(n, NEXT_VA, offsetof(struct diff_shared, next), END_BYTES, PROT_READ | PROT_WRITE);
+	child_map(n, HIGH_VA, offsetof(struct diff_shared, high), END_BYTES, PROT_READ | PROT_WRITE);
 	child_map(n, STACK_VA, offsetof(struct diff_shared, stack), STACK_BYTES, PROT_READ | PROT_WRITE);
 	child_segments();
 	prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT);

@@ -11,7 +11,7 @@
 
 enum { GPA_TABLES = 0x10000, GPA_IDT = 0x30000, GPA_GDT = 0x31000, GPA_TSS = 0x32000, GPA_HANDLERS = 0x33000,
        GPA_KSTACK = 0x34000, GPA_CODE = 0x100000, GPA_DATA = 0x200000, GPA_ROM = 0x210000, GPA_STACK = 0x220000,
-       GPA_PLAIN = 0x230000, GPA_EXIT = 0x240000, GPA_DEVICE = 0x10000000,
+       GPA_PLAIN = 0x230000, GPA_EXIT = 0x240000, GPA_NEXT = 0x250000, GPA_HIGH = 0x260000, GPA_DEVICE = 0x10000000,
        RAM_BYTES = 4 << 20 };
 #define KSTACK_TOP (GPA_KSTACK + 0x1000)
 #define PTE_USER 7ull
@@ -70,6 +70,8 @@ static void memory_init(struct soft *s)
 	map_range(s, DEVICE_VA, GPA_DEVICE, DEVICE_BYTES, PTE_USER | PTE_NX);
 	map_range(s, DATA_VA, GPA_DATA, DATA_BYTES, PTE_USER | PTE_NX);
 	map_range(s, ROM_VA, GPA_ROM, ROM_BYTES, 5 | PTE_NX);
+	map_range(s, NEXT_VA, GPA_NEXT, END_BYTES, PTE_USER | PTE_NX);
+	map_range(s, HIGH_VA, GPA_HIGH, END_BYTES, PTE_USER | PTE_NX);
 	map_range(s, STACK_VA, GPA_STACK, STACK_BYTES, PTE_USER | PTE_NX);
 	uint64_t *idt = (uint64_t *)ram(s, GPA_IDT), *gdt = (uint64_t *)ram(s, GPA_GDT), top = KSTACK_TOP;
 	for (unsigned i = 0; i < 256; i++) {
@@ -136,7 +138,8 @@ uint8_t *soft_code(struct soft *s) { return ram(s, GPA_CODE); }
 uint8_t *soft_rom(struct soft *s) { return ram(s, GPA_ROM); }
 uint8_t *soft_area(struct soft *s, enum diff_area area)
 {
-	static const uint64_t gpa[AREAS] = { [AREA_DATA] = GPA_DATA, [AREA_PLAIN] = GPA_PLAIN, [AREA_STACK] = GPA_STACK,
+	static const uint64_t gpa[AREAS] = { [AREA_DATA] = GPA_DATA, [AREA_PLAIN] = GPA_PLAIN, [AREA_NEXT] = GPA_NEXT,
+					     [AREA_HIGH] = GPA_HIGH, [AREA_STACK] = GPA_STACK,
 					     [AREA_CODE] = GPA_CODE + (WRITABLE_VA - CODE_VA) };
 
 	return area == AREA_DEVICE ? s->device : ram(s, gpa[area]);

@@ -54,6 +54,12 @@ void fp_enter_mmx(struct x86_xsave *f);
 void fp_native(struct vcpu *v, const struct insn *in);
 bool fp_control(struct vcpu *v, const struct insn *in);	/* false: not one of its */
 bool fp_vector_memory(struct vcpu *v, const struct insn *in);
+/* Of an element of a masked operand. The operand is one piece, as others are: behind the last 16-bit address, and in 64-bit code
+ * the last 32-bit one, it goes on. In 32-bit code such an operand does not break the limit of 4 GiB. */
+static inline uint64_t fp_element_offset(const struct vcpu *v, uint64_t offset)
+{
+	return v->insn_mode == INSN_64 ? offset : (uint32_t)offset;
+}
 /* Does a mask decide what is accessed of the memory operand? Then these do it, at `offset`, for a stand-in of it. */
 bool fp_masked(const struct insn *in);
 bool fp_masked_any(const struct vcpu *v, const struct insn *in, const struct operand *m);	/* is there anything to access? */

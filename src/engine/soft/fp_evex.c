@@ -73,7 +73,7 @@ void fp_masked_load(struct vcpu *v, const struct insn *in, const struct operand 
 	memset(to, 0, m->size);
 	for (unsigned i = 0; i < 64; i++)
 		if (w.bits >> i & 1)
-			mem_load_n(v, in->mem.seg, mem_wrap(in, offset + i * w.bytes), to + i * w.bytes, w.bytes);
+			mem_load_n(v, in->mem.seg, fp_element_offset(v, offset + i * w.bytes), to + i * w.bytes, w.bytes);
 }
 
 void fp_masked_probe(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset)
@@ -85,7 +85,7 @@ void fp_masked_probe(struct vcpu *v, const struct insn *in, const struct operand
 	}
 	for (unsigned i = 0; i < 64; i++)
 		if (w.bits >> i & 1)
-			mem_probe_store(v, in->mem.seg, mem_wrap(in, offset + i * w.bytes), w.bytes);
+			mem_probe_store(v, in->mem.seg, fp_element_offset(v, offset + i * w.bytes), w.bytes);
 }
 
 void fp_masked_store(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset, const uint8_t *from)
@@ -93,7 +93,7 @@ void fp_masked_store(struct vcpu *v, const struct insn *in, const struct operand
 	struct wanted w = wanted(v, in, m);
 	for (unsigned i = 0; i < 64; i++)
 		if (w.bits >> i & 1)
-			mem_store_n(v, in->mem.seg, mem_wrap(in, offset + i * w.bytes), from + i * w.bytes, w.bytes);
+			mem_store_n(v, in->mem.seg, fp_element_offset(v, offset + i * w.bytes), from + i * w.bytes, w.bytes);
 }
 
 struct zmm { uint8_t b[64]; };

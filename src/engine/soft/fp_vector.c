@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "engine/soft/fp.h"
+#include "engine/soft/mem.h"
 
 union ymm { uint8_t b[32]; uint32_t d[8]; uint64_t q[4]; };
 
@@ -47,12 +48,6 @@ static bool masked_in(const union ymm *mask, unsigned i, unsigned size)
 	return element(mask, i, size) >> (8 * size - 1) & 1;
 }
 
-/* Unlike mem_wrap(): an operand at a 16-bit address goes on behind 64 KiB. */
-static uint64_t wrap(const struct insn *in, uint64_t offset)
-{
-	return in->addrsize == 8 ? offset : offset & 0xffffffff;
-}
-
 /* Each element that has been loaded clears its mask bit: a fault in the middle loses nothing. */
 static void gather(struct vcpu *v, const struct insn *in, unsigned index_size, unsigned size)
 {
@@ -71,7 +66,7 @@ static void gather(struct vcpu *v, const struct insn *in, unsigned index_size, u
 			continue;
 		}
 		int64_t x = index_size == 8 ? (int64_t)index.q[i] : (int32_t)index.d[i];
-		uint64_t offset = wrap(in, base + ((uint64_t)x << in->mem.scale) + (uint64_t)in->mem.disp);
+		uint64_t offset = mem_wrap(in, base + ((uint64_t)x << in->mem.scale) + (uint64_t)in->mem.disp);
 		set_element(&result, i, size, mem_load(v, in->mem.seg, offset, size));
 		set(v, dst, &result);
 		set(v, mask_reg, &mask);
@@ -90,7 +85,7 @@ static void masked_load(struct vcpu *v, const struct insn *in, unsigned size)
 	union ymm mask = get(v, in->ops[1].reg), result = { { 0 } };
 	for (unsigned i = 0; i < n; i++)
 		if (masked_in(&mask, i, size))
-			set_element(&result, i, size, mem_load(v, in->mem.seg, wrap(in, offset + i * size), size));
+			set_element(&result, i, size, mem_load(v, in->mem.seg, fp_element_offset(v, offset + i * size), size));
 	set(v, in->ops[0].reg, &result);
 }
 
@@ -101,25 +96,26 @@ static void masked_store(struct vcpu *v, const struct insn *in, unsigned size)
 	union ymm mask = get(v, in->ops[1].reg), value = get(v, in->ops[2].reg);
 	for (unsigned i = 0; i < n; i++)
 		if (masked_in(&mask, i, size))
-			mem_probe_store(v, in->mem.seg, wrap(in, offset + i * size), size);
+			mem_probe_store(v, in->mem.seg, fp_element_offset(v, offset + i * size), size);
 	for (unsigned i = 0; i < n; i++)
 		if (masked_in(&mask, i, size))
-			mem_store(v, in->mem.seg, wrap(in, offset + i * size), size, element(&value, i, size));
+			mem_store(v, in->mem.seg, fp_element_offset(v, offset + i * size), size, element(&value, i, size));
 }
 
-/* MASKMOVQ, MASKMOVDQU: bytes to DS:rDI where the mask's sign bit is set. */
+/* MASKMOVQ, MASKMOVDQU: bytes to DS:rDI where the mask's sign bit is set, 8 and 8: only the second 8 begin again where addresses
+ * end. */
+static uint64_t masked_offset(const struct insn *in, uint64_t di, unsigned i) { return mem_wrap(in, di + (i & 8)) + (i & 7); }
+
 static void masked_bytes(struct vcpu *v, const struct insn *in, const uint8_t *value, const uint8_t *mask, unsigned n)
 {
 	unsigned seg = in->seg_override == SEG_NONE ? SEG_DS : in->seg_override;
 	uint64_t di = v->s.gpr[REG_RDI];
-	if (in->addrsize < 8)
-		di &= in->addrsize == 4 ? 0xffffffff : 0xffff;
 	for (unsigned i = 0; i < n; i++)
 		if (mask[i] & 0x80)
-			mem_probe_store(v, seg, wrap(in, di + i), 1);
+			mem_probe_store(v, seg, masked_offset(in, di, i), 1);
 	for (unsigned i = 0; i < n; i++)
 		if (mask[i] & 0x80)
-			mem_store(v, seg, wrap(in, di + i), 1, value[i]);
+			mem_store(v, seg, masked_offset(in, di, i), 1, value[i]);
 }
 
 bool fp_has_mmx(const struct insn *in)
