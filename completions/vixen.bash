@@ -48,6 +48,7 @@ _vixen_image()
 	--export | --description | --listen) return ;;
 	--from | --to | --disk-format | --format-a | --format-b | --backing-format)
 		COMPREPLY=($(compgen -W 'raw qcow2 luks vmdk vhdx vdi' -- "$cur")); return ;;
+	--subformat) COMPREPLY=($(compgen -W 'monolithicSparse streamOptimized dynamic fixed' -- "$cur")); return ;;
 	--compression) COMPREPLY=($(compgen -W 'zlib zstd' -- "$cur")); return ;;
 	--repair) COMPREPLY=($(compgen -W 'leaks all' -- "$cur")); return ;;
 	--tls-certificates) COMPREPLY=($(compgen -d -- "$cur")); return ;;
@@ -79,14 +80,14 @@ _vixen_image_options()
 	case ${COMP_WORDS[2]} in
 	build) COMPREPLY=($(compgen -W 'debian-12 --name --arch --kernel-package --size --include --mirror --force
 		--help' -- "$cur")) ;;
-	create) COMPREPLY=($(compgen -W '--disk-format --backing --backing-format --cluster-size --compression --extended-l2
+	create) COMPREPLY=($(compgen -W '--disk-format --subformat --backing --backing-format --cluster-size --compression --extended-l2
 		--lazy-refcounts --refcount-bits --data-file --preallocation --partition --format --label --content
 		--encrypt --key-file --iter-time --force --help' -- "$cur") $(compgen -f -- "$cur")) ;;
 	list) COMPREPLY=($(compgen -W '--format --help' -- "$cur")) ;;
 	*) case ${COMP_WORDS[2]} in
 	   info | map) options='--disk-format --format' ;;
 	   clone) options='--size --disk-format' ;;
-	   convert) options='--from --to --compress --compression --cluster-size --encrypt --key-file --new-key-file --iter-time --plain --sparse
+	   convert) options='--from --to --subformat --compress --compression --cluster-size --encrypt --key-file --new-key-file --iter-time --plain --sparse
 		--parallel --force' ;;
 	   compare) options='--format-a --format-b --key-file-a --key-file-b --format' ;;
 	   resize) options='--shrink --key-file --disk-format' ;;

@@ -78,7 +78,8 @@ complete -c vixen -n '__fish_seen_subcommand_from status stop pause resume' -f -
 complete -c vixen -n '__fish_seen_subcommand_from stop' -f -l now -d 'Do not ask the guest'
 complete -c vixen -n '__fish_seen_subcommand_from stop' -x -l timeout -d 'How long it may take'
 set -l create "$image; and __fish_seen_subcommand_from create"
-complete -c vixen -n $create -x -l disk-format -a 'raw qcow2 luks' -d 'Of the new disk'
+complete -c vixen -n $create -x -l disk-format -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Of the new disk'
+complete -c vixen -n $create -x -l subformat -a 'monolithicSparse streamOptimized dynamic fixed' -d 'Which kind'
 complete -c vixen -n $create -r -l backing -d 'What it starts as'
 complete -c vixen -n $create -x -l backing-format -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Of that file'
 complete -c vixen -n $create -x -l cluster-size -d 'Unit of allocation'
@@ -93,7 +94,8 @@ complete -c vixen -n "$disk info map check snapshot bitmap compare" -x -l format
 complete -c vixen -n "$disk info map check snapshot bitmap clone resize commit rebase" -x -l disk-format -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Format of the file'
 complete -c vixen -n "$disk clone" -x -l size -d 'Of the new disk'
 complete -c vixen -n "$disk convert" -x -l from -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Format of the source'
-complete -c vixen -n "$disk convert" -x -l to -a 'raw qcow2 luks' -d 'Format of the copy'
+complete -c vixen -n "$disk convert" -x -l to -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Format of the copy'
+complete -c vixen -n "$disk convert" -x -l subformat -a 'monolithicSparse streamOptimized dynamic fixed' -d 'Which kind'
 complete -c vixen -n "$disk convert" -l compress -d 'Compress the data'
 complete -c vixen -n "$disk convert" -x -l compression -a 'zlib zstd' -d How
 complete -c vixen -n "$disk convert" -x -l cluster-size -d 'Unit of allocation'

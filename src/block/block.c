@@ -362,6 +362,11 @@ bool block_new_is_zero(const struct block *b)
 	return !node_below_filters(b->root)->ops->new_is_noise;
 }
 
+bool block_ordered(const struct block *b)
+{
+	return node_below_filters(b->root)->limits.ordered;
+}
+
 const char *block_path(const struct block *b)
 {
 	return node_below_filters(b->root)->path;

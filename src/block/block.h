@@ -42,6 +42,7 @@ enum block_flags {
 	BLOCK_PROBE = 128,		/* believe what the content looks like; only for images no guest could write raw */
 	BLOCK_FDS_ONLY = 256,		/* open no file but those in fds: after the sandbox there are no others */
 	BLOCK_LOCKED = 512,		/* open an encrypted image without its key: to look, or to change keys */
+	BLOCK_FRESH = 1024,		/* to fill what block_create() just made: formats that are only read take writes then */
 };
 
 struct block_fd {
@@ -119,6 +120,8 @@ enum block_encryption { BLOCK_ENCRYPT_NONE, BLOCK_ENCRYPT_LUKS1, BLOCK_ENCRYPT_L
 /* What a new image shall be; zeroed memory is the defaults. */
 struct block_create {
 	uint64_t size_bytes;		/* 0: that of the backing file */
+	const char *subformat;		/* one of block_subformats(); NULL: the first */
+	const char *final_path;		/* what the file will be called, where the format says so itself; NULL: as now */
 	const char *backing_path;	/* kept in the image as given: relative to the image's own directory */
 	const char *backing_format;	/* needed with backing_path */
 	uint32_t cluster_bytes;
@@ -140,6 +143,8 @@ int block_create(struct loop *l, const char *path, const char *format, const str
 /* Is it a format that disks can be opened in (create: made in)?  Their names, with `between` between them. */
 bool block_format_known(const char *name, bool create);
 void block_format_names(char *out, size_t size, bool create, const char *between);
+/* The kinds of that format that can be made, the default first, NULL at the end; NULL: there are none. */
+const char *const *block_subformats(const char *format);
 
 /* --- what it is --- */
 
@@ -149,6 +154,7 @@ bool block_can_discard(const struct block *b);
 uint32_t block_cluster(const struct block *b);		/* preferred unit of writing, bytes; 0: none */
 bool block_overwrites(const struct block *b);		/* what is overwritten is gone: no layer keeps copies, none is elsewhere */
 bool block_new_is_zero(const struct block *b);		/* a new image of this kind reads as zeroes */
+bool block_ordered(const struct block *b);		/* takes writes only one by one, of whole clusters, ever further on */
 const char *block_path(const struct block *b);		/* of the image; until b stands on another one */
 const char *block_format(const struct block *b);	/* of the node below the filters */
 

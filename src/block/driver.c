@@ -64,6 +64,13 @@ bool block_format_known(const char *name, bool create)
 	return d && offers(d, create);
 }
 
+const char *const *block_subformats(const char *format)
+{
+	const struct driver *d = driver_find(format);
+
+	return d ? d->subformats : NULL;
+}
+
 void block_format_names(char *out, size_t size, bool create, const char *between)
 {
 	size_t at = 0;

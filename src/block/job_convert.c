@@ -92,6 +92,8 @@ int job_convert(struct block_job *j, struct block *src, struct block *dst, const
 	if (o->compress && !block_cluster(dst))
 		return error_set(e, EOPNOTSUPP, "convert to qcow2", "convert the disk",
 				 "a %s image cannot be compressed", block_format(dst));
+	if (block_ordered(dst))
+		j->parallel = 1;
 	w.cut = c.noise;
 	if (block_cluster(dst) > c.grain)
 		c.grain = block_cluster(dst);

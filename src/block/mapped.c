@@ -123,11 +123,16 @@ int mapped_damaged(struct node *n, const char *what, uint64_t at)
 	return -EIO;
 }
 
-int mapped_read_only(const struct node *n, struct error *e)
+bool mapped_is_fresh(const struct node *n, const struct node_open *how)
+{
+	return !n->readonly && how->o->flags & BLOCK_FRESH;
+}
+
+int mapped_read_only(const struct node *n, const struct node_open *how, struct error *e)
 {
 	char what[192];
 
-	if (n->readonly)
+	if (n->readonly || mapped_is_fresh(n, how))
 		return 0;
 	snprintf(what, sizeof(what), "open disk '%.150s'", n->path);
 	return error_set(e, EROFS, "add ,readonly or ,ephemeral, or convert it: vixen image convert", what,

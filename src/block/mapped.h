@@ -1,5 +1,5 @@
 /*
- * Formats that are only read: parts of the disk lie somewhere in files, as tables say.
+ * Formats that are only read, once they are made: parts of the disk lie somewhere in files, as tables say.
  *
  *	driver's co_span(offset): what is there, and for how long? ─▶ reading, status
  *
@@ -25,6 +25,7 @@ struct mapped {
 	int (*co_span)(struct node *n, uint64_t offset, uint64_t len, struct span *out);
 	/* SPAN_PACKED: reads s->len bytes at offset into out. */
 	int (*co_unpack)(struct node *n, const struct span *s, uint64_t offset, uint8_t *out);
+	struct fresh *fresh;		/* the image is new and being filled (fresh.h); NULL: it is only read */
 	bool damage_told;
 };
 
@@ -32,8 +33,9 @@ int mapped_co_readv(struct node *n, uint64_t offset, const struct iovec *iov, in
 int mapped_co_status(struct node *n, uint64_t offset, uint64_t len, struct block_status *out);
 /* What is in the file makes no sense: says so once.  Returns -EIO. */
 int mapped_damaged(struct node *n, const char *what, uint64_t at);
-/* For co_open: refuses a disk that is opened for writing. */
-int mapped_read_only(const struct node *n, struct error *e);
+/* For co_open: refuses a disk that is opened for writing, unless it is new. */
+int mapped_read_only(const struct node *n, const struct node_open *how, struct error *e);
+bool mapped_is_fresh(const struct node *n, const struct node_open *how);
 /* Says that the image is damaged: -EINVAL with e set. */
 int mapped_bad(const struct node *n, struct error *e, const char *why);
 

@@ -65,6 +65,7 @@ struct node_limits {
 	bool grows;			/* writes past the end are fine (protocols) */
 	bool can_discard;		/* discard gives space back */
 	bool can_zero;			/* write_zeroes without writing them out, as far as is known */
+	bool ordered;			/* writes: whole clusters, one by one, ever further on */
 };
 
 struct node {
@@ -156,6 +157,7 @@ struct driver {
 	const char *prefix;		/* protocols: what their paths begin with; NULL for files and formats */
 	const char *suffix;		/* formats: ".qcow2" */
 	bool plain_too;		/* a raw disk may well begin so: only the name, or BLOCK_PROBE, counts */
+	const char *const *subformats;	/* that co_create knows, the default first, NULL at the end; NULL: none */
 	const struct node_ops *ops;
 	/* Does the head of a file, len up to NODE_PROBE_BYTES, look like this format? */
 	bool (*probe)(const uint8_t *head, size_t len, uint64_t file_bytes);

@@ -220,6 +220,19 @@ static int create_main(void *opaque)
 	return ret ? ret : close_ret;
 }
 
+static int subformat_good(const struct driver *d, const char *name, const char *what, struct error *e)
+{
+	char todo[128] = "leave it out";
+	size_t at = 0;
+
+	for (const char *const *s = d->subformats; name && s && *s; s++) {
+		if (!strcmp(*s, name))
+			return 0;
+		at += (size_t)snprintf(todo + at, sizeof(todo) - at, "%s%s", at ? ", " : "use one of: ", *s);
+	}
+	return name ? error_set(e, EINVAL, todo, what, "%s has no subformat '%.40s'", d->name, name) : 0;
+}
+
 static int creatable(const struct driver **out, const char *path, const char *format, const struct block_create *c,
 		     struct error *e)
 {
@@ -235,7 +248,7 @@ static int creatable(const struct driver **out, const char *path, const char *fo
 		return error_set(e, EINVAL, "round it up", what, "its size is not a multiple of 512");
 	if (c->size_bytes > INT64_MAX)
 		return error_set(e, EFBIG, NULL, what, "it is too large");
-	return 0;
+	return subformat_good(*out, c->subformat, what, e);
 }
 
 int block_create(struct loop *l, const char *path, const char *format, const struct block_create *c, struct error *e)

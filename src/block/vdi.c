@@ -1,5 +1,5 @@
 /*
- * VDI, VirtualBox's format, version 1.1; read only.
+ * VDI, VirtualBox's format, version 1.1; read, and made whole.
  *
  *	0     | text, signature, version |
  *	0x48  | header: where map and data are, size, block size |
@@ -13,7 +13,7 @@
 
 #include "base/checked.h"
 #include "base/endian.h"
-#include "block/mapped.h"
+#include "block/fresh.h"
 
 #define HEADER_BYTES 512u
 #define SIGNATURE 0xbeda107fu
@@ -21,6 +21,12 @@
 #define BLOCK_NONE 0xffffffffu
 #define BLOCK_DISCARDED 0xfffffffeu
 #define RUN_MAX 4096u		/* blocks looked at for one answer */
+
+/* of new ones */
+#define HEADER_LEN 0x190u	/* from 0x48 on */
+#define NEW_BLOCK (1u << 20)
+#define NEW_BLOCKS_MAX 0x3fffffffu
+#define PART_BYTES (1u << 20)	/* of the map that is written at a time */
 
 enum vdi_type { VDI_DYNAMIC = 1, VDI_STATIC = 2 };
 
@@ -99,6 +105,46 @@ static int header_good(struct node *n, const uint8_t *h, struct error *e)
 	return 0;
 }
 
+/* --- filling a new one --- */
+
+static void map_encode(uint8_t *out, const uint32_t *place, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++)
+		store_le32(out + i * 4, place[i] ? place[i] - 1 : BLOCK_NONE);
+}
+
+static int put_entries(struct node *n, uint64_t first, const uint32_t *place, unsigned count)
+{
+	const struct vdi *v = n->impl;
+	uint8_t b[FRESH_PAGE * 4];
+
+	map_encode(b, place, count);
+	return node_co_write(n->child[NODE_FILE], v->map_at + first * 4, b, count * 4);
+}
+
+static int put_count(struct node *n)
+{
+	struct vdi *v = n->impl;
+	uint8_t b[4];
+
+	v->allocated = (uint32_t)v->mapped.fresh->used;
+	store_le32(b, v->allocated);
+	return node_co_write(n->child[NODE_FILE], 0x184, b, sizeof(b));
+}
+
+static int begin(struct node *n, struct error *e)
+{
+	const struct vdi *v = n->impl;
+	bool fixed = v->type == VDI_STATIC;
+	uint64_t before = fixed ? 0 : v->block_bytes;	/* place 1 is the first block */
+
+	return fresh_begin(n, &(struct fresh){ .unit = v->block_bytes, .units = v->blocks, .base = v->data_at - before,
+					       .scale = v->block_bytes, .end = v->data_at, .fixed = fixed,
+					       .co_put = put_entries, .co_finish = put_count }, e);
+}
+
+/* --- opening --- */
+
 static int vdi_open(struct node *n, const struct node_open *how, struct error *e)
 {
 	struct node *file = n->child[NODE_FILE];
@@ -122,7 +168,8 @@ static int vdi_open(struct node *n, const struct node_open *how, struct error *e
 		return ret;
 	n->size_bytes = (load_le64(h + 0x170) + SECTOR - 1) & ~(uint64_t)(SECTOR - 1);
 	n->limits.cluster = v->block_bytes;
-	return mapped_read_only(n, e);
+	ret = mapped_read_only(n, how, e);
+	return !ret && mapped_is_fresh(n, how) ? begin(n, e) : ret;
 }
 
 static int vdi_info(struct node *n, struct block_info *out)
@@ -137,11 +184,81 @@ static int vdi_info(struct node *n, struct block_info *out)
 static int vdi_close(struct node *n)
 {
 	struct vdi *v = n->impl;
+	int ret = fresh_co_end(n);
 
 	pages_fini(&v->pages);
 	free(v);
 	n->impl = NULL;
-	return 0;
+	return ret;
+}
+
+/* --- creating --- */
+
+struct layout {
+	uint64_t size_bytes, blocks, data_at;
+	bool fixed;
+};
+
+static void header_encode(uint8_t h[HEADER_BYTES], const struct layout *l)
+{
+	snprintf((char *)h, 0x40, "<<< Virtual disk image, made by Vixen >>>\n");
+	store_le32(h + 0x40, SIGNATURE);
+	store_le32(h + 0x44, VERSION);
+	store_le32(h + 0x48, HEADER_LEN);
+	store_le32(h + 0x4c, l->fixed ? VDI_STATIC : VDI_DYNAMIC);
+	store_le32(h + 0x154, HEADER_BYTES);
+	store_le32(h + 0x158, (uint32_t)l->data_at);
+	store_le32(h + 0x168, SECTOR);
+	store_le64(h + 0x170, l->size_bytes);
+	store_le32(h + 0x178, NEW_BLOCK);
+	store_le32(h + 0x180, (uint32_t)l->blocks);
+	store_le32(h + 0x184, l->fixed ? (uint32_t)l->blocks : 0);
+	fresh_guid(h + 0x188);
+	fresh_guid(h + 0x198);
+}
+
+static int write_map(struct node *file, const struct layout *l)
+{
+	uint32_t place[FRESH_PAGE] = { 0 };
+	uint8_t *b = malloc(PART_BYTES);
+	int ret = b ? 0 : -ENOMEM;
+
+	for (uint64_t i = 0, at = 0; i < l->blocks && !ret; i += FRESH_PAGE) {
+		unsigned count = l->blocks - i < FRESH_PAGE ? (unsigned)(l->blocks - i) : FRESH_PAGE;
+
+		for (unsigned k = 0; l->fixed && k < count; k++)
+			place[k] = (uint32_t)(i + k + 1);
+		map_encode(b + at, place, count);
+		at += count * 4;
+		if (at < PART_BYTES && i + count < l->blocks)
+			continue;
+		ret = node_co_write(file, HEADER_BYTES + (i + count) * 4 - at, b, at);
+		at = 0;
+	}
+	free(b);
+	return ret;
+}
+
+static int vdi_create(struct node *file, const struct block_create *c, struct error *e)
+{
+	struct layout l = { .size_bytes = c->size_bytes, .blocks = (c->size_bytes + NEW_BLOCK - 1) / NEW_BLOCK,
+			    .fixed = c->subformat && !strcmp(c->subformat, "fixed") };
+	uint8_t h[HEADER_BYTES] = { 0 };
+	int ret = fresh_options_good(file, c, l.fixed, e);
+
+	if (ret)
+		return ret;
+	if (l.blocks > NEW_BLOCKS_MAX)
+		return error_set(e, EFBIG, "use vhdx or qcow2", "create a disk", "a VDI holds 1 PiB at most");
+	l.data_at = (HEADER_BYTES + l.blocks * 4 + NEW_BLOCK - 1) & ~(uint64_t)(NEW_BLOCK - 1);
+	header_encode(h, &l);
+	ret = fresh_take_space(file, l.data_at, l.fixed ? l.blocks * NEW_BLOCK : 0, c->preallocate, e);
+	if (ret)
+		return ret;
+	ret = node_co_write(file, 0, h, sizeof(h));
+	if (!ret)
+		ret = write_map(file, &l);
+	return fresh_failed(file, ret, e);
 }
 
 static bool vdi_probe(const uint8_t *head, size_t len, uint64_t file_bytes)
@@ -150,9 +267,13 @@ static bool vdi_probe(const uint8_t *head, size_t len, uint64_t file_bytes)
 }
 
 static const struct node_ops vdi_ops = {
-	.name = "vdi", .co_readv = mapped_co_readv, .co_status = mapped_co_status, .info = vdi_info, .co_close = vdi_close,
+	.name = "vdi", .co_readv = mapped_co_readv, .co_writev = fresh_co_writev, .co_flush = fresh_co_flush,
+	.co_status = mapped_co_status, .info = vdi_info, .co_close = vdi_close,
 };
 
+static const char *const subformats[] = { "dynamic", "fixed", NULL };
+
 const struct driver vdi_driver = {
-	.name = "vdi", .suffix = ".vdi", .ops = &vdi_ops, .probe = vdi_probe, .co_open = vdi_open,
+	.name = "vdi", .suffix = ".vdi", .ops = &vdi_ops, .probe = vdi_probe, .co_open = vdi_open, .co_create = vdi_create,
+	.subformats = subformats,
 };

@@ -305,6 +305,9 @@ static int target_make(struct ask *a, const char *file, const char *backing, con
 		if (!a->to)
 			a->to = backing ? "qcow2" : tool_format_named(file);
 		ret = absolute(a, file);
+		if (!ret && block_subformats(a->to))	/* formats that are written whole, in one go */
+			ret = error_set(&a->e, EINVAL, "add --to raw or qcow2, and convert it afterwards", a->verb,
+					"a disk in use cannot be copied to a %s image", a->to);
 		if (!ret)
 			ret = encryption_choose(a, &c, buf);
 		if (!ret)

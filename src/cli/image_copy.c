@@ -42,6 +42,7 @@ static bool set_to(void *o, const char *v)
 	((struct convert *)o)->to = v;
 	return tool_create_format_parse("image convert", "to", v);
 }
+static bool set_subformat(void *o, const char *v) { ((struct convert *)o)->create.subformat = v; return true; }
 static bool set_compression(void *o, const char *v)
 {
 	((struct convert *)o)->create.zstd = !strcmp(v, "zstd");
@@ -95,6 +96,8 @@ static bool set_files(void *o, const char *v)
 static const struct option_row convert_options[] = {
 	{ "from", "FORMAT", "what SRC is; default: by its name", set_from },
 	{ "to", "FORMAT", "what DST shall be; default: by its name, else raw", set_to },
+	{ "subformat", "KIND", "vmdk: monolithicSparse or streamOptimized; vhdx, vdi: dynamic or fixed\n"
+	  "(default: the first)", set_subformat },
 	{ "compress", NULL, "qcow2: compress the data", set_compress },
 	{ "compression", "zlib|zstd", "qcow2: how (default zlib)", set_compression },
 	{ "cluster-size", "SIZE", "qcow2: unit of allocation, 512 to 2M (default 64K)", set_cluster },
@@ -189,7 +192,7 @@ static int fill(struct convert *c)
 	c->new_keys.path[0] = c->create.secret_file;
 	c->new_keys.n = c->create.secret_file ? 1 : 0;
 	c->t->keys = &c->new_keys;
-	int ret = tool_open(c->t, &c->dst, c->partial, c->to, 0, "--to");
+	int ret = tool_open(c->t, &c->dst, c->partial, c->to, BLOCK_FRESH, "--to");
 	if (ret)
 		return ret;
 	ret = block_run(c->t->loop, convert_job, c);
@@ -203,6 +206,7 @@ static int copy_made(struct convert *c)
 	if (snprintf(c->partial, sizeof c->partial, "%s.partial.%d", c->file[1], (int)getpid()) >= PATH_MAX)
 		return error_set(&c->t->e, ENAMETOOLONG, "choose a shorter name", "convert the disk", "its path is too long");
 	c->create.size_bytes = block_size(c->src);
+	c->create.final_path = c->file[1];
 	if (!c->create.encrypt && !c->plain)
 		tool_warn_plain(c->src, c->file[1]);
 	ret = c->create.encrypt ? key_or_ask(&c->create.secret_file, c->new_key_file, c->file[1], true, c->key_buf,
@@ -245,12 +249,15 @@ static bool convert_good(struct convert *c)
 		c->to = "luks";
 	if (!strcmp(c->to, "luks") && !c->create.encrypt)
 		c->create.encrypt = BLOCK_ENCRYPT_LUKS2;
+	if (c->create.encrypt && strcmp(c->to, "luks") && strcmp(c->to, "qcow2"))
+		return usage_error("image convert", "DST would be %s, which is not encrypted; add --to qcow2 or luks", c->to);
 	if (c->create.encrypt && c->how.compress)
 		return usage_error("image convert", "what is encrypted cannot be compressed");
 	if (strcmp(c->to, "qcow2") && (c->how.compress || c->create.zstd || c->create.cluster_bytes))
 		return usage_error("image convert",
-				   "DST would be %s, which has no clusters and no compression; add --to qcow2", c->to);
-	return true;
+				   "DST would be %s, where clusters and compression cannot be chosen; add --to qcow2",
+				   c->to);
+	return tool_subformat_good("image convert", c->to, c->create.subformat);
 }
 
 int image_convert(int argc, char **argv)

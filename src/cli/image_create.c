@@ -101,6 +101,7 @@ static bool set_preallocation(void *o, const char *v)
 	return usage_error("image create", "--preallocation '%s' is not off, metadata, falloc or full", v);
 }
 
+static bool set_subformat(void *o, const char *v) { ((struct create *)o)->c.subformat = v; return true; }
 static bool set_key(void *o, const char *v) { ((struct create *)o)->key_file = v; return true; }
 static bool set_backing(void *o, const char *v) { ((struct create *)o)->c.backing_path = v; return true; }
 static bool set_data_file(void *o, const char *v) { ((struct create *)o)->c.data_path = v; return true; }
@@ -123,6 +124,8 @@ static bool set_argument(void *o, const char *v)
 
 static const struct option_row create_options[] = {
 	{ "disk-format", "FORMAT", "default: qcow2 with a backing file, else by FILE's name, else raw", set_format },
+	{ "subformat", "KIND", "vmdk: monolithicSparse or streamOptimized; vhdx, vdi: dynamic or fixed\n"
+	  "(default: the first)", set_subformat },
 	{ "backing", "FILE", "what the new disk starts as; it must not change afterwards", set_backing },
 	{ "backing-format", "FORMAT", "default: qcow2 if it ends in .qcow2, else raw", set_backing_format },
 	{ "cluster-size", "SIZE", "qcow2: unit of allocation, 512 to 2M (default 64K)", set_cluster },
@@ -184,9 +187,11 @@ static int create_run(struct create *c)
 {
 	struct error e = { 0 };
 	char buf[KEY_PATH_BYTES];
+	choose_format(c);
+	if (!tool_subformat_good("image create", c->format, c->c.subformat))
+		return EXIT_USAGE;
 	struct loop *l = loop_new();
 	int ret = l ? 0 : error_errno(&e, ENFILE, "raise the limit on open files", "make an event loop");
-	choose_format(c);
 	if (!ret && c->c.encrypt)
 		ret = key_or_ask(&c->c.secret_file, c->key_file, c->path, true, buf, &e);
 	if (!ret)

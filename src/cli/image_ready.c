@@ -212,7 +212,7 @@ static int copy_job(void *opaque)
 int ready_copy(struct loop *l, const char *raw, const char *path, const char *format, const char *secret_file,
 	       struct error *e)
 {
-	const struct block_options o = { .format = format, .secret_file = secret_file };
+	const struct block_options o = { .format = format, .secret_file = secret_file, .flags = BLOCK_FRESH };
 	struct copy c = { .e = e };
 	int ret = block_open(&c.src, l, raw, "raw", BLOCK_READONLY, e), closed;
 	if (!ret)

@@ -226,9 +226,24 @@ bool tool_kdf_parse(const char *verb, const char *v, unsigned *ms)
 	return true;
 }
 
+bool tool_subformat_good(const char *verb, const char *format, const char *subformat)
+{
+	const char *const *s = block_subformats(format);
+	char names[128] = "";
+	size_t at = 0;
+	for (size_t i = 0; subformat && s && s[i]; i++) {
+		if (!strcmp(s[i], subformat))
+			return true;
+		at += (size_t)snprintf(names + at, sizeof names - at, "%s%s", at ? " or " : "", s[i]);
+	}
+	if (subformat && !s)
+		return usage_error(verb, "--subformat is for vmdk, vhdx and vdi, not for %s", format);
+	return !subformat || usage_error(verb, "--subformat '%s' of %s is not %s", subformat, format, names);
+}
+
 const char *tool_format_named(const char *path)
 {
-	static const char *const named[] = { "qcow2", "luks" };
+	static const char *const named[] = { "qcow2", "luks", "vmdk", "vhdx", "vdi" };
 	const char *dot = strrchr(path, '.');
 	for (size_t i = 0; dot && dot != path && i < sizeof named / sizeof *named; i++)
 		if (!strcmp(dot + 1, named[i]))

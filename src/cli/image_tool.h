@@ -86,7 +86,9 @@ bool tool_format_parse(const char *verb, const char *option, const char *v);
 bool tool_create_format_parse(const char *verb, const char *option, const char *v);	/* that can be made */
 bool tool_encrypt_parse(const char *verb, const char *v, enum block_encryption *out);
 bool tool_kdf_parse(const char *verb, const char *v, unsigned *ms);
-/* What a new file's name says it shall be: "qcow2", "luks", else "raw". */
+/* NULL is fine. */
+bool tool_subformat_good(const char *verb, const char *format, const char *subformat);
+/* What a new file's name says it shall be: "qcow2", "luks", "vmdk", "vhdx", "vdi", else "raw". */
 const char *tool_format_named(const char *path);
 bool tool_argument(const char *verb, const char *v, const char **slot, unsigned n);	/* the next of n */
 

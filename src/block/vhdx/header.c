@@ -5,18 +5,14 @@
 
 #include "block/vhdx/vhdx.h"
 
-#define HEADER_AT(i) (KIB64 * (1u + (i)))
-#define HEADER_BYTES 4096u
-#define REGIONS_AT(i) (KIB64 * (3u + (i)))
 #define REGIONS_MAX 2047u
-#define REGION_BYTES 32u
 #define REQUIRED 1u
 #define CRC32C_POLY 0x82f63b78u
 
-static const uint8_t bat_guid[GUID_BYTES] = { 0x66, 0x77, 0xc2, 0x2d, 0x23, 0xf6, 0x00, 0x42,
-					      0x9d, 0x64, 0x11, 0x5e, 0x9b, 0xfd, 0x4a, 0x08 };
-static const uint8_t meta_guid[GUID_BYTES] = { 0x06, 0xa2, 0x7c, 0x8b, 0x90, 0x47, 0x9a, 0x4b,
-					       0xb8, 0xfe, 0x57, 0x5f, 0x05, 0x0f, 0x88, 0x6e };
+const uint8_t vhdx_bat_guid[GUID_BYTES] = { 0x66, 0x77, 0xc2, 0x2d, 0x23, 0xf6, 0x00, 0x42,
+					    0x9d, 0x64, 0x11, 0x5e, 0x9b, 0xfd, 0x4a, 0x08 };
+const uint8_t vhdx_meta_guid[GUID_BYTES] = { 0x06, 0xa2, 0x7c, 0x8b, 0x90, 0x47, 0x9a, 0x4b,
+					     0xb8, 0xfe, 0x57, 0x5f, 0x05, 0x0f, 0x88, 0x6e };
 
 uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t len)
 {
@@ -29,13 +25,18 @@ uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t len)
 	return ~crc;
 }
 
-bool vhdx_sum_good(const uint8_t *p, size_t len)
+uint32_t vhdx_sum(const uint8_t *p, size_t len)
 {
 	static const uint8_t none[4];
 	uint32_t crc = crc32c(0, p, 4);
 
 	crc = crc32c(crc, none, 4);
-	return crc32c(crc, p + 8, len - 8) == load_le32(p + 4);
+	return crc32c(crc, p + 8, len - 8);
+}
+
+bool vhdx_sum_good(const uint8_t *p, size_t len)
+{
+	return vhdx_sum(p, len) == load_le32(p + 4);
 }
 
 /* --- headers --- */
@@ -43,13 +44,13 @@ bool vhdx_sum_good(const uint8_t *p, size_t len)
 static int header_one(struct node *n, unsigned i, struct vhdx_header *h, bool *good)
 {
 	struct node *file = n->child[NODE_FILE];
-	uint8_t *p = malloc(HEADER_BYTES);
+	uint8_t *p = malloc(VHDX_HEADER_BYTES);
 	int ret = p ? 0 : -ENOMEM;
 
 	*good = false;
-	if (!ret && range_inside(HEADER_AT(i), HEADER_BYTES, file->size_bytes)) {
-		ret = node_co_read(file, HEADER_AT(i), p, HEADER_BYTES);
-		*good = !ret && !memcmp(p, "head", 4) && load_le16(p + 66) == 1 && vhdx_sum_good(p, HEADER_BYTES);
+	if (!ret && range_inside(VHDX_HEADER_AT(i), VHDX_HEADER_BYTES, file->size_bytes)) {
+		ret = node_co_read(file, VHDX_HEADER_AT(i), p, VHDX_HEADER_BYTES);
+		*good = !ret && !memcmp(p, "head", 4) && load_le16(p + 66) == 1 && vhdx_sum_good(p, VHDX_HEADER_BYTES);
 	}
 	if (*good) {
 		h->sequence = load_le64(p + 8);
@@ -87,7 +88,7 @@ static int region(struct node *n, const uint8_t *p, struct error *e)
 	struct vhdx *v = n->impl;
 	uint64_t at = load_le64(p + 16);
 	uint32_t len = load_le32(p + 24);
-	bool bat = !memcmp(p, bat_guid, GUID_BYTES), meta = !memcmp(p, meta_guid, GUID_BYTES);
+	bool bat = !memcmp(p, vhdx_bat_guid, GUID_BYTES), meta = !memcmp(p, vhdx_meta_guid, GUID_BYTES);
 
 	if (!bat && !meta)
 		return load_le32(p + 28) & REQUIRED ? mapped_bad(n, e, "needs a region that is not known") : 0;
@@ -107,7 +108,7 @@ static int regions_parse(struct node *n, const uint8_t *p, struct error *e)
 	int ret = 0;
 
 	for (uint32_t i = 0; i < count && !ret; i++)
-		ret = region(n, p + 16 + i * REGION_BYTES, e);
+		ret = region(n, p + 16 + i * VHDX_ENTRY_BYTES, e);
 	if (!ret && (!v->bat_at || !v->meta_at))
 		ret = mapped_bad(n, e, "has no block allocation table or no metadata");
 	return ret;
@@ -126,9 +127,9 @@ int vhdx_regions_read(struct node *n, struct error *e)
 	bool good = false;
 
 	for (unsigned i = 0; i < 2 && !good && !ret; i++) {
-		if (!range_inside(REGIONS_AT(i), KIB64, file->size_bytes))
+		if (!range_inside(VHDX_REGIONS_AT(i), KIB64, file->size_bytes))
 			continue;
-		ret = node_co_read(file, REGIONS_AT(i), p, KIB64);
+		ret = node_co_read(file, VHDX_REGIONS_AT(i), p, KIB64);
 		good = !ret && regions_good(p);
 	}
 	if (ret)

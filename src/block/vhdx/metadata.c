@@ -14,32 +14,28 @@
 
 #define TABLE_BYTES KIB64
 #define ENTRIES_MAX 2047u
-#define ENTRY_BYTES 32u
 #define ENTRY_REQUIRED 4u
-#define PARAMETER_FIXED 1u
-#define PARAMETER_PARENT 2u
-#define SIZE_MAX_BYTES (64ull << 40)
 #define LOCATOR_HEAD 20u
 #define LOCATOR_ENTRY 12u
 
-enum item { ITEM_PARAMETERS, ITEM_SIZE, ITEM_SECTOR, ITEM_PHYSICAL, ITEM_ID, ITEM_LOCATOR, ITEMS };
+const uint8_t vhdx_item_guid[VHDX_ITEMS][GUID_BYTES] = {
+	[ITEM_PARAMETERS] = { 0x37, 0x67, 0xa1, 0xca, 0x36, 0xfa, 0x43, 0x4d,
+			     0xb3, 0xb6, 0x33, 0xf0, 0xaa, 0x44, 0xe7, 0x6b },
+	[ITEM_SIZE] = { 0x24, 0x42, 0xa5, 0x2f, 0x1b, 0xcd, 0x76, 0x48,
+			     0xb2, 0x11, 0x5d, 0xbe, 0xd8, 0x3b, 0xf4, 0xb8 },
+	[ITEM_SECTOR] = { 0x1d, 0xbf, 0x41, 0x81, 0x6f, 0xa9, 0x09, 0x47,
+			     0xba, 0x47, 0xf2, 0x33, 0xa8, 0xfa, 0xab, 0x5f },
+	[ITEM_PHYSICAL] = { 0xc7, 0x48, 0xa3, 0xcd, 0x5d, 0x44, 0x71, 0x44,
+			     0x9c, 0xc9, 0xe9, 0x88, 0x52, 0x51, 0xc5, 0x56 },
+	[ITEM_ID] = { 0xab, 0x12, 0xca, 0xbe, 0xe6, 0xb2, 0x23, 0x45,
+			     0x93, 0xef, 0xc3, 0x09, 0xe0, 0x00, 0xc7, 0x46 },
+	[ITEM_LOCATOR] = { 0x2d, 0x5f, 0xd3, 0xa8, 0x0b, 0xb3, 0x4d, 0x45,
+			     0xab, 0xf7, 0xd3, 0xd8, 0x48, 0x34, 0xab, 0x0c },
+};
 
-static const struct {
-	uint8_t guid[GUID_BYTES];
-	uint32_t bytes;			/* 0: any */
-} known[ITEMS] = {
-	[ITEM_PARAMETERS] = { { 0x37, 0x67, 0xa1, 0xca, 0x36, 0xfa, 0x43, 0x4d,
-				0xb3, 0xb6, 0x33, 0xf0, 0xaa, 0x44, 0xe7, 0x6b }, 8 },
-	[ITEM_SIZE] = { { 0x24, 0x42, 0xa5, 0x2f, 0x1b, 0xcd, 0x76, 0x48,
-			  0xb2, 0x11, 0x5d, 0xbe, 0xd8, 0x3b, 0xf4, 0xb8 }, 8 },
-	[ITEM_SECTOR] = { { 0x1d, 0xbf, 0x41, 0x81, 0x6f, 0xa9, 0x09, 0x47,
-			    0xba, 0x47, 0xf2, 0x33, 0xa8, 0xfa, 0xab, 0x5f }, 4 },
-	[ITEM_PHYSICAL] = { { 0xc7, 0x48, 0xa3, 0xcd, 0x5d, 0x44, 0x71, 0x44,
-			      0x9c, 0xc9, 0xe9, 0x88, 0x52, 0x51, 0xc5, 0x56 }, 4 },
-	[ITEM_ID] = { { 0xab, 0x12, 0xca, 0xbe, 0xe6, 0xb2, 0x23, 0x45,
-			0x93, 0xef, 0xc3, 0x09, 0xe0, 0x00, 0xc7, 0x46 }, 16 },
-	[ITEM_LOCATOR] = { { 0x2d, 0x5f, 0xd3, 0xa8, 0x0b, 0xb3, 0x4d, 0x45,
-			     0xab, 0xf7, 0xd3, 0xd8, 0x48, 0x34, 0xab, 0x0c }, 0 },
+static const uint32_t item_bytes[VHDX_ITEMS] = {	/* 0: any */
+	[ITEM_PARAMETERS] = 8, [ITEM_SIZE] = 8, [ITEM_SECTOR] = 4, [ITEM_PHYSICAL] = 4,
+	[ITEM_ID] = 16, [ITEM_LOCATOR] = 0,
 };
 
 void vhdx_guid_text(char out[40], const uint8_t *g)
@@ -149,15 +145,15 @@ static int locator(struct node *n, const uint8_t *p, uint32_t len, struct error 
 
 /* --- items --- */
 
-static int item(struct node *n, enum item i, const uint8_t *p, uint32_t len, struct error *e)
+static int item(struct node *n, enum vhdx_item i, const uint8_t *p, uint32_t len, struct error *e)
 {
 	struct vhdx *v = n->impl;
 
 	switch (i) {
 	case ITEM_PARAMETERS:
 		v->block_bytes = load_le32(p);
-		v->fixed = load_le32(p + 4) & PARAMETER_FIXED;
-		v->has_parent = load_le32(p + 4) & PARAMETER_PARENT;
+		v->fixed = load_le32(p + 4) & VHDX_FIXED;
+		v->has_parent = load_le32(p + 4) & VHDX_PARENT;
 		return 0;
 	case ITEM_SIZE: v->size_bytes = load_le64(p); return 0;
 	case ITEM_SECTOR: v->sector_bytes = load_le32(p); return 0;
@@ -171,16 +167,16 @@ static int entry(struct node *n, const uint8_t *q, struct error *e)
 {
 	const struct vhdx *v = n->impl;
 	uint32_t at = load_le32(q + 16), len = load_le32(q + 20);
-	enum item i = 0;
+	enum vhdx_item i = 0;
 	uint8_t *p;
 	int ret;
 
-	while (i < ITEMS && memcmp(q, known[i].guid, GUID_BYTES))
+	while (i < VHDX_ITEMS && memcmp(q, vhdx_item_guid[i], GUID_BYTES))
 		i++;
-	if (i == ITEMS)
+	if (i == VHDX_ITEMS)
 		return load_le32(q + 24) & ENTRY_REQUIRED ? mapped_bad(n, e, "needs metadata that is not known") : 0;
 	if (at < TABLE_BYTES || !range_inside(at, len, v->meta_bytes) || len > VHDX_LOCATOR_MAX ||
-	    (known[i].bytes && len != known[i].bytes))
+	    (item_bytes[i] && len != item_bytes[i]))
 		return mapped_bad(n, e, "has metadata outside of its place");
 	p = malloc(len ? len : 1);
 	ret = p ? node_co_read(n->child[NODE_FILE], v->meta_at + at, p, len) : -ENOMEM;
@@ -197,7 +193,7 @@ static int values_good(struct node *n, struct error *e)
 		return mapped_bad(n, e, "gives a block size that cannot be");
 	if (v->sector_bytes != 512 && v->sector_bytes != 4096)
 		return mapped_bad(n, e, "gives a sector size that cannot be");
-	if (!v->size_bytes || v->size_bytes > SIZE_MAX_BYTES || v->size_bytes % v->sector_bytes)
+	if (!v->size_bytes || v->size_bytes > VHDX_SIZE_MAX || v->size_bytes % v->sector_bytes)
 		return mapped_bad(n, e, "gives a disk size that cannot be");
 	return 0;
 }
@@ -210,7 +206,7 @@ static int table_parse(struct node *n, const uint8_t *p, struct error *e)
 	if (memcmp(p, "metadata", 8) || count > ENTRIES_MAX)
 		return mapped_bad(n, e, "has no metadata");
 	for (uint32_t i = 0; i < count && !ret; i++)
-		ret = entry(n, p + ENTRY_BYTES + i * ENTRY_BYTES, e);
+		ret = entry(n, p + VHDX_ENTRY_BYTES + i * VHDX_ENTRY_BYTES, e);
 	return ret ? ret : values_good(n, e);
 }
 

@@ -13,10 +13,9 @@
 
 #define STATE(entry) ((entry) & 7)
 #define PLACE(entry) ((entry) & ~(MIB - 1))
-#define CHUNK_SECTORS (1ull << 23)
 #define RUN_MAX 4096u
 
-enum block_state { STATE_NONE, STATE_UNDEFINED, STATE_ZERO, STATE_UNMAPPED, STATE_FULL = 6, STATE_PARTIAL = 7 };
+enum block_state { STATE_NONE, STATE_UNDEFINED, STATE_ZERO, STATE_UNMAPPED, STATE_FULL = VHDX_BLOCK_FULL, STATE_PARTIAL = 7 };
 
 /* --- the table --- */
 
@@ -130,7 +129,7 @@ static int table_good(struct node *n, struct error *e)
 	struct vhdx *v = n->impl;
 	uint64_t blocks = (v->size_bytes + v->block_bytes - 1) / v->block_bytes, chunks, entries;
 
-	v->chunk = CHUNK_SECTORS * v->sector_bytes / v->block_bytes;
+	v->chunk = VHDX_CHUNK_SECTORS * v->sector_bytes / v->block_bytes;
 	chunks = (blocks + v->chunk - 1) / v->chunk;
 	entries = v->has_parent ? chunks * (v->chunk + 1) : blocks + (blocks - 1) / v->chunk;
 	return entries * 8 > v->bat_bytes ? mapped_bad(n, e, "has a block allocation table that does not cover the disk") : 0;
@@ -185,9 +184,11 @@ static int vhdx_open(struct node *n, const struct node_open *how, struct error *
 		return error_errno(e, ENOMEM, NULL, "open disk '%s'", n->path);
 	n->impl = v;
 	v->mapped.co_span = vhdx_span;
-	ret = mapped_read_only(n, e);
+	ret = mapped_read_only(n, how, e);
 	if (!ret)
 		ret = open_tables(n, e);
+	if (!ret && mapped_is_fresh(n, how))
+		return vhdx_fill_begin(n, e);
 	return ret ? ret : open_parent(n, how, e);
 }
 
@@ -196,13 +197,14 @@ static int vhdx_open(struct node *n, const struct node_open *how, struct error *
 static int vhdx_close(struct node *n)
 {
 	struct vhdx *v = n->impl;
+	int ret = fresh_co_end(n);
 
 	pages_fini(&v->pages);
 	free(v->parent);
 	free(v->linkage);
 	free(v);
 	n->impl = NULL;
-	return 0;
+	return ret;
 }
 
 static int vhdx_info(struct node *n, struct block_info *out)
@@ -226,10 +228,13 @@ static bool vhdx_probe(const uint8_t *head, size_t len, uint64_t file_bytes)
 }
 
 static const struct node_ops vhdx_ops = {
-	.name = "vhdx", .co_readv = mapped_co_readv, .co_status = mapped_co_status, .info = vhdx_info,
-	.co_close = vhdx_close,
+	.name = "vhdx", .co_readv = mapped_co_readv, .co_writev = fresh_co_writev, .co_flush = fresh_co_flush,
+	.co_status = mapped_co_status, .info = vhdx_info, .co_close = vhdx_close,
 };
+
+static const char *const subformats[] = { "dynamic", "fixed", NULL };
 
 const struct driver vhdx_driver = {
 	.name = "vhdx", .suffix = ".vhdx", .ops = &vhdx_ops, .probe = vhdx_probe, .co_open = vhdx_open,
+	.co_create = vhdx_create, .subformats = subformats,
 };

@@ -1,5 +1,5 @@
 /*
- * VHDX, Hyper-V's format (MS-VHDX), version 1; read only.
+ * VHDX, Hyper-V's format (MS-VHDX), version 1; read, and made whole.
  *
  *	0     "vhdxfile"     64K, 128K  two headers, the later one counts     192K, 256K  two region tables
  *	headers ──▶ log: what of the metadata has to be written again
@@ -14,7 +14,7 @@
 
 #include "base/checked.h"
 #include "base/endian.h"
-#include "block/mapped.h"
+#include "block/fresh.h"
 
 #define MIB (1ull << 20)
 #define KIB64 65536u
@@ -39,7 +39,21 @@ struct vhdx {
 	struct pages pages;
 };
 
+/* Fixed places, and what region and metadata tables call their parts. */
+#define VHDX_HEADER_AT(i) (KIB64 * (1u + (i)))
+#define VHDX_HEADER_BYTES 4096u
+#define VHDX_REGIONS_AT(i) (KIB64 * (3u + (i)))
+#define VHDX_ENTRY_BYTES 32u	/* of both tables */
+#define VHDX_SIZE_MAX (64ull << 40)
+#define VHDX_CHUNK_SECTORS (1ull << 23)
+#define VHDX_BLOCK_FULL 6u	/* state in the block allocation table */
+enum vhdx_item { ITEM_PARAMETERS, ITEM_SIZE, ITEM_SECTOR, ITEM_PHYSICAL, ITEM_ID, ITEM_LOCATOR, VHDX_ITEMS };
+#define VHDX_FIXED 1u		/* flags of ITEM_PARAMETERS */
+#define VHDX_PARENT 2u
+
 /* --- header.c --- */
+extern const uint8_t vhdx_bat_guid[GUID_BYTES], vhdx_meta_guid[GUID_BYTES];
+uint32_t vhdx_sum(const uint8_t *p, size_t len);		/* of p, whose own field for it counts as zeroes */
 uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t len);	/* begin with 0 */
 /* The checksum of p, whose own field at 4 counts as zeroes, is the one given there. */
 bool vhdx_sum_good(const uint8_t *p, size_t len);
@@ -47,8 +61,13 @@ int vhdx_headers_read(struct node *n, struct error *e);		/* impl->h */
 int vhdx_regions_read(struct node *n, struct error *e);
 
 /* --- metadata.c --- */
+extern const uint8_t vhdx_item_guid[VHDX_ITEMS][GUID_BYTES];
 int vhdx_metadata_read(struct node *n, struct error *e);
 void vhdx_guid_text(char out[40], const uint8_t *guid);		/* "{...}" */
+
+/* --- create.c --- */
+int vhdx_create(struct node *file, const struct block_create *c, struct error *e);
+int vhdx_fill_begin(struct node *n, struct error *e);
 
 /* --- log.c --- */
 /* Puts a node with the log's content over n's NODE_FILE, if there is any. */

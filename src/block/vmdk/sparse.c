@@ -21,9 +21,6 @@
 
 #define HEADER_BYTES 512u
 #define FLAG_ZERO_GRAINS (1u << 2)
-#define FLAG_DEFLATED (1u << 16)
-#define FLAG_MARKERS (1u << 17)
-#define AT_END UINT64_MAX
 #define GRAIN_SECTORS_MIN 8u
 #define GRAIN_SECTORS_MAX (1u << 18)
 #define PACKED_SECTORS_MAX 4096u
@@ -72,7 +69,7 @@ static int footer(struct node *n, const struct vmdk_extent *x, struct fields *f,
 	if (memcmp(h, VMDK_SPARSE_MAGIC, 4))
 		return mapped_bad(n, e, "is cut short: its end is missing");
 	kdmv_fields(f, h);
-	return f->directory == AT_END ? mapped_bad(n, e, "does not say where its directory is") : 0;
+	return f->directory == VMDK_AT_END ? mapped_bad(n, e, "does not say where its directory is") : 0;
 }
 
 static int fields_read(struct node *n, const struct vmdk_extent *x, struct fields *f, struct error *e)
@@ -89,7 +86,7 @@ static int fields_read(struct node *n, const struct vmdk_extent *x, struct field
 		return mapped_bad(n, e, "has a sparse extent whose header is none");
 	} else {
 		kdmv_fields(f, h);
-		if (f->directory == AT_END)
+		if (f->directory == VMDK_AT_END)
 			ret = footer(n, x, f, e);
 	}
 	return ret;
@@ -109,7 +106,7 @@ static int fields_good(struct node *n, const struct fields *f, struct error *e)
 		return mapped_bad(n, e, "gives a grain size that cannot be");
 	if (!f->table_entries || f->table_entries > TABLE_ENTRIES_MAX)
 		return mapped_bad(n, e, "gives a size of grain tables that cannot be");
-	if (f->flags & FLAG_DEFLATED && (f->compression != 1 || !(f->flags & FLAG_MARKERS) ||
+	if (f->flags & VMDK_FLAG_DEFLATED && (f->compression != 1 || !(f->flags & VMDK_FLAG_MARKERS) ||
 					 f->grain > PACKED_SECTORS_MAX))
 		return mapped_bad(n, e, "is compressed in a way that is not known");
 	return 0;
@@ -141,7 +138,7 @@ int vmdk_sparse_open(struct node *n, struct vmdk_extent *x, struct vmdk_header *
 	x->grain_bytes = f.grain * SECTOR;
 	x->table_entries = f.table_entries;
 	x->zero_grains = !f.cowd && f.flags & FLAG_ZERO_GRAINS;
-	x->packed = f.flags & FLAG_DEFLATED;
+	x->packed = f.flags & VMDK_FLAG_DEFLATED;
 	h->capacity_bytes = f.capacity * SECTOR;
 	h->descriptor_at = f.descriptor > SECTORS_MAX ? UINT64_MAX : f.descriptor * SECTOR;
 	h->descriptor_bytes = f.descriptor_len > SECTORS_MAX ? UINT64_MAX : f.descriptor_len * SECTOR;

@@ -182,7 +182,7 @@ static int vmdk_open(struct node *n, const struct node_open *how, struct error *
 		return error_errno(e, -ret, NULL, "open disk '%s'", n->path);
 	v->mapped.co_span = vmdk_span;
 	v->mapped.co_unpack = vmdk_unpack;
-	ret = mapped_read_only(n, e);
+	ret = mapped_read_only(n, how, e);
 	if (!ret)
 		ret = vmdk_is_descriptor(head, len) ? open_text(n, how, e) : open_sparse(n, e);
 	if (!ret)
@@ -191,12 +191,27 @@ static int vmdk_open(struct node *n, const struct node_open *how, struct error *
 		return ret;
 	n->size_bytes = v->d.bytes;
 	n->limits.cluster = (uint32_t)v->d.extent[0].grain_bytes;
-	return 0;
+	return mapped_is_fresh(n, how) ? vmdk_fill_begin(n, e) : 0;
+}
+
+static int vmdk_writev(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt)
+{
+	const struct vmdk *v = n->impl;
+
+	return (v->stream ? vmdk_stream_co_writev : fresh_co_writev)(n, offset, iov, iovcnt);
+}
+
+static int vmdk_flush(struct node *n)
+{
+	const struct vmdk *v = n->impl;
+
+	return (v->stream ? vmdk_stream_co_flush : fresh_co_flush)(n);
 }
 
 static int vmdk_close(struct node *n)
 {
 	struct vmdk *v = n->impl;
+	int ret = (v->stream ? vmdk_stream_co_end : fresh_co_end)(n);
 
 	for (unsigned i = 0; i < v->d.nextents; i++)
 		if (v->d.extent[i].name)
@@ -206,7 +221,7 @@ static int vmdk_close(struct node *n)
 	free(v->plain);
 	free(v);
 	n->impl = NULL;
-	return 0;
+	return ret;
 }
 
 static int vmdk_info(struct node *n, struct block_info *out)
@@ -238,10 +253,13 @@ static bool vmdk_probe(const uint8_t *head, size_t len, uint64_t file_bytes)
 }
 
 static const struct node_ops vmdk_ops = {
-	.name = "vmdk", .co_readv = mapped_co_readv, .co_status = mapped_co_status, .info = vmdk_info,
-	.co_close = vmdk_close,
+	.name = "vmdk", .co_readv = mapped_co_readv, .co_writev = vmdk_writev, .co_flush = vmdk_flush,
+	.co_status = mapped_co_status, .info = vmdk_info, .co_close = vmdk_close,
 };
+
+static const char *const subformats[] = { "monolithicSparse", "streamOptimized", NULL };
 
 const struct driver vmdk_driver = {
 	.name = "vmdk", .suffix = ".vmdk", .ops = &vmdk_ops, .probe = vmdk_probe, .co_open = vmdk_open,
+	.co_create = vmdk_create, .subformats = subformats,
 };

@@ -1,5 +1,5 @@
 /*
- * VMDK, VMware's format; read only.
+ * VMDK, VMware's format; read, and two kinds of it made whole.
  *
  *	descriptor (text, in a file of its own or inside the one sparse extent) ─▶ extents, one after the other:
  *	  FLAT, VMFS	bytes of a file
@@ -10,13 +10,19 @@
 #ifndef VIXEN_VMDK_H
 #define VIXEN_VMDK_H
 
-#include "block/mapped.h"
+#include "block/fresh.h"
 
 #define VMDK_EXTENTS_MAX 1024u
 #define VMDK_TEXT_MAX (1u << 20)
 #define VMDK_NO_PARENT 0xffffffffu
 #define VMDK_SPARSE_MAGIC "KDMV"
 #define VMDK_COWD_MAGIC "COWD"
+#define VMDK_FLAG_DEFLATED (1u << 16)
+#define VMDK_FLAG_MARKERS (1u << 17)
+#define VMDK_AT_END UINT64_MAX		/* place of the directory: a second header at the end has it */
+/* of new ones */
+#define VMDK_NEW_GRAIN 65536u
+#define VMDK_NEW_ENTRIES FRESH_PAGE	/* of a grain table */
 
 enum vmdk_extent_type { VMDK_FLAT, VMDK_ZERO, VMDK_SPARSE };
 
@@ -48,6 +54,7 @@ struct vmdk {
 	const struct vmdk_extent *plain_of;
 	uint64_t plain_host;
 	uint8_t *plain;
+	struct vmdk_stream *stream;	/* a new streamOptimized one is being filled */
 };
 
 /* --- descriptor.c --- */
@@ -65,5 +72,16 @@ int vmdk_sparse_open(struct node *n, struct vmdk_extent *x, struct vmdk_header *
 /* at: in the extent. */
 int vmdk_sparse_span(struct node *n, const struct vmdk_extent *x, uint64_t at, uint64_t len, struct span *out);
 int vmdk_sparse_unpack(struct node *n, const struct vmdk_extent *x, const struct span *s, uint64_t at, uint8_t *out);
+
+/* --- create.c --- */
+int vmdk_create(struct node *file, const struct block_create *c, struct error *e);
+int vmdk_fill_begin(struct node *n, struct error *e);
+
+/* --- stream.c: at is where grains begin --- */
+int vmdk_stream_write_empty(struct node *file, uint64_t at, uint64_t tables);
+int vmdk_stream_begin(struct node *n, uint64_t at, uint64_t tables, struct error *e);
+int vmdk_stream_co_writev(struct node *n, uint64_t offset, const struct iovec *iov, int iovcnt);
+int vmdk_stream_co_flush(struct node *n);
+int vmdk_stream_co_end(struct node *n);
 
 #endif
