@@ -87,7 +87,7 @@ _vixen_image_options()
 	*) case ${COMP_WORDS[2]} in
 	   info | map) options='--disk-format --format' ;;
 	   clone) options='--size --disk-format' ;;
-	   convert) options='--from --to --subformat --compress --compression --cluster-size --encrypt --key-file --new-key-file --iter-time --plain --sparse
+	   convert) options='--from --to --resume --subformat --compress --compression --cluster-size --encrypt --key-file --new-key-file --iter-time --plain --sparse
 		--parallel --force' ;;
 	   compare) options='--format-a --format-b --key-file-a --key-file-b --format' ;;
 	   resize) options='--shrink --key-file --disk-format' ;;

@@ -96,6 +96,7 @@ complete -c vixen -n "$disk clone" -x -l size -d 'Of the new disk'
 complete -c vixen -n "$disk convert" -x -l from -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Format of the source'
 complete -c vixen -n "$disk convert" -x -l to -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Format of the copy'
 complete -c vixen -n "$disk convert" -x -l subformat -a 'monolithicSparse streamOptimized dynamic fixed' -d 'Which kind'
+complete -c vixen -n "$disk convert" -l resume -d 'Go on where it ended early'
 complete -c vixen -n "$disk convert" -l compress -d 'Compress the data'
 complete -c vixen -n "$disk convert" -x -l compression -a 'zlib zstd' -d How
 complete -c vixen -n "$disk convert" -x -l cluster-size -d 'Unit of allocation'

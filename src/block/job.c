@@ -20,7 +20,10 @@ struct walk {
 	struct co_mutex claims;
 	struct co_queue end;
 	uint64_t cursor, done;
-	unsigned workers;
+	uint64_t unsettled;	/* bytes of data since the last settling */
+	bool settling;
+	uint64_t at[JOB_PARALLEL_MAX];	/* pieces under way, or that failed; UINT64_MAX: none */
+	unsigned workers, started;
 	int ret;		/* the first failure */
 };
 
@@ -47,7 +50,7 @@ static void round_piece(const struct job_walk *w, struct job_piece *p)
 }
 
 /* 1: there is a piece; 0: the end. */
-static int claim(struct walk *k, struct job_piece *p)
+static int claim(struct walk *k, struct job_piece *p, uint64_t *at)
 {
 	const struct job_walk *w = k->w;
 	struct block_status st;
@@ -67,30 +70,58 @@ static int claim(struct walk *k, struct job_piece *p)
 	p->flags = st.flags;
 	round_piece(w, p);
 	k->cursor += p->len;
+	*at = p->offset;
 	return 1;
 }
 
-static int claim_in_turn(struct walk *k, struct job_piece *p)
+static int claim_in_turn(struct walk *k, struct job_piece *p, uint64_t *at)
 {
 	int ret;
 
 	co_lock(k->co, &k->claims);
-	ret = claim(k, p);
+	ret = claim(k, p, at);
 	co_unlock(k->co, &k->claims);
 	return ret;
 }
 
-static int work(struct walk *k, struct job_piece *p)
+static uint64_t done_below(const struct walk *k)
+{
+	uint64_t least = k->cursor;
+
+	for (unsigned i = 0; i < k->started; i++)
+		least = k->at[i] < least ? k->at[i] : least;
+	return least;
+}
+
+static int settle(struct walk *k, const struct job_piece *p)
 {
 	int ret;
 
-	while ((ret = claim_in_turn(k, p)) > 0) {
+	k->unsettled += p->flags & BLOCK_STATUS_DATA ? p->len : 0;
+	if (!k->w->settle || k->settling || k->unsettled < JOB_SETTLE_BYTES)
+		return 0;
+	k->settling = true;
+	k->unsettled = 0;
+	ret = k->w->settle(k->w->opaque, done_below(k));
+	k->settling = false;
+	return ret;
+}
+
+static int work(struct walk *k, struct job_piece *p, uint64_t *at)
+{
+	int ret;
+
+	while ((ret = claim_in_turn(k, p, at)) > 0) {
 		ret = k->w->fn(k->w->opaque, p);
 		if (ret)
 			return ret;
+		*at = UINT64_MAX;
 		k->done += p->len;
 		if (k->job->progress)
 			k->job->progress(k->job->opaque, k->done, k->w->end);
+		ret = settle(k, p);
+		if (ret)
+			return ret;
 	}
 	return ret;
 }
@@ -99,11 +130,14 @@ static void worker(void *opaque)
 {
 	struct walk *k = opaque;
 	struct job_piece p = { .buf = aligned_alloc(4096, 2 * JOB_PIECE_BYTES) };
+	uint64_t *at = &k->at[k->started++];
 	int ret = -ENOMEM;
+
+	*at = UINT64_MAX;
 
 	if (p.buf) {
 		p.buf2 = p.buf + JOB_PIECE_BYTES;
-		ret = work(k, &p);
+		ret = work(k, &p, at);
 	}
 	if (ret && !k->ret)
 		k->ret = ret;
@@ -114,7 +148,7 @@ static void worker(void *opaque)
 
 int job_walk(struct block_job *j, const struct job_walk *w)
 {
-	struct walk k = { .w = w, .job = j, .co = w->b->env->co };
+	struct walk k = { .w = w, .job = j, .co = w->b->env->co, .cursor = w->start, .done = w->start };
 	unsigned want = j->parallel ? j->parallel : JOB_PARALLEL;
 
 	want = want < JOB_PARALLEL_MAX ? want : JOB_PARALLEL_MAX;
@@ -129,5 +163,7 @@ int job_walk(struct block_job *j, const struct job_walk *w)
 	}
 	while (k.workers)
 		co_queue_wait(k.co, &k.end);
+	if (k.ret && w->settle)
+		w->settle(w->opaque, done_below(&k));	/* as good as it goes: it has failed already */
 	return k.ret && j->cancel ? -ECANCELED : k.ret;	/* a disk that was interrupted as well fails by that */
 }

@@ -38,7 +38,7 @@ struct job_piece {
 
 struct job_walk {
 	struct block *b;
-	uint64_t end;			/* where to stop; a multiple of 512 */
+	uint64_t start, end;		/* where to stop; multiples of 512, start of unit as well */
 	unsigned depth_max;		/* as in block_status() */
 	/* Pieces begin and, unless the disk ends, end at multiples of this.  0: where the status changes.  Where it
 	 * changes within a unit, the unit is taken for allocated data. */
@@ -46,8 +46,12 @@ struct job_walk {
 	bool cut;			/* no piece is longer than JOB_PIECE_BYTES, data or not */
 	/* In a coroutine; -errno ends the walk.  Pieces come in the order of their offsets, several at a time. */
 	int (*fn)(void *opaque, const struct job_piece *p);
+	/* NULL or: comes after every JOB_SETTLE_BYTES of data, and at the end if the walk ends early.  All pieces below
+	 * `below` are done.  In a coroutine, others go on meanwhile; never twice at a time; -errno ends the walk. */
+	int (*settle)(void *opaque, uint64_t below);
 	void *opaque;
 };
+#define JOB_SETTLE_BYTES (64u << 20)
 /* 0 or -errno, without an error text. */
 int job_walk(struct block_job *j, const struct job_walk *w);
 bool job_all_zero(const uint8_t *p, size_t len);
@@ -58,6 +62,10 @@ struct job_convert {
 	bool compress;			/* dst's format can, and nothing was written to it yet */
 	uint32_t sparse_bytes;		/* zeroes of this length and alignment are not written; 0: JOB_SPARSE_BYTES */
 	bool dense;			/* write zeroes that were read, too; holes stay holes */
+	uint64_t from;			/* what is before it is in dst already; a multiple of dst's clusters */
+	/* NULL or, now and then and when the job ends early: what is below `below` is in dst, and flushed. */
+	int (*safe)(void *opaque, uint64_t below);
+	void *opaque;
 };
 #define JOB_SPARSE_BYTES 4096u
 /* Copies what src holds to dst, which is new and at least as large.  Flushes dst. */

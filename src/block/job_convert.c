@@ -79,12 +79,21 @@ static int copy(void *opaque, const struct job_piece *p)
 	return c->o->dense ? block_co_write(c->dst, p->offset, p->buf, p->len) : write_sparse(c, p);
 }
 
+static int settle(void *opaque, uint64_t below)
+{
+	const struct convert *c = opaque;
+	int ret = block_co_flush(c->dst);
+
+	return ret ? ret : c->o->safe(c->o->opaque, below);
+}
+
 int job_convert(struct block_job *j, struct block *src, struct block *dst, const struct job_convert *o,
 		struct error *e)
 {
 	struct convert c = { o, src, dst, !block_new_is_zero(dst),
 			     o->sparse_bytes ? o->sparse_bytes : JOB_SPARSE_BYTES };
-	struct job_walk w = { .b = src, .end = block_size(src), .depth_max = UINT32_MAX, .fn = copy, .opaque = &c };
+	struct job_walk w = { .b = src, .start = o->from, .end = block_size(src), .depth_max = UINT32_MAX, .fn = copy,
+			      .settle = o->safe ? settle : NULL, .opaque = &c };
 	int ret;
 
 	if (block_size(dst) < block_size(src))

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cli/convert_resume.h"
 #include "cli/image_tool.h"
 #include "cli/options.h"
 #include "cli/passphrase.h"
@@ -23,8 +24,9 @@ struct convert {
 	struct key_list keys, new_keys;
 	const char *new_key_file;
 	unsigned parallel;
-	bool force, plain;
+	bool force, plain, resume;
 	/* while it runs */
+	struct resume journal;
 	char src_path[PATH_MAX], partial[PATH_MAX];
 	struct block *src, *dst;
 	struct tool *t;
@@ -88,6 +90,7 @@ static bool set_new_key(void *o, const char *v) { ((struct convert *)o)->new_key
 static bool set_plain(void *o, const char *v) { (void)v; return ((struct convert *)o)->plain = true; }
 static bool set_compress(void *o, const char *v) { (void)v; return ((struct convert *)o)->how.compress = true; }
 static bool set_force(void *o, const char *v) { (void)v; return ((struct convert *)o)->force = true; }
+static bool set_resume(void *o, const char *v) { (void)v; return ((struct convert *)o)->resume = true; }
 static bool set_files(void *o, const char *v)
 {
 	return tool_argument("image convert", v, ((struct convert *)o)->file, 2);
@@ -109,6 +112,7 @@ static const struct option_row convert_options[] = {
 	{ "plain", NULL, "what is encrypted in SRC may be kept unencrypted: no warning", set_plain },
 	{ "sparse", "SIZE", "zeroes of that length take no space (default 4K); 0: only holes stay holes", set_sparse },
 	{ "parallel", "N", "pieces under way at a time, 1 to 64 (default 8)", set_parallel },
+	{ "resume", NULL, "raw, qcow2: keep the copy if it ends early, and go on with one that did", set_resume },
 	{ "force", NULL, "replace DST if it is there", set_force },
 	{ 0 },
 };
@@ -117,7 +121,8 @@ static const struct command convert_command = {
 	.verb = "image convert", .usage = "image convert SRC DST [OPTIONS]",
 	.about = "Copies a disk to a new file, in the same format or another one. All that the backing files hold goes into\n"
 		 "the copy. It is written beside DST, as DST.partial.N, and gets its name when it is whole: until then a\n"
-		 "DST that is replaced stays as it was.",
+		 "DST that is replaced stays as it was. With --resume it is DST.partial, beside a journal, and the same command\n"
+		 "goes on with it after Ctrl-C, a crash or a full disk.",
 	.options = convert_options, .argument = set_files,
 };
 
@@ -200,15 +205,20 @@ static int fill(struct convert *c)
 	return ret ? ret : take_name(c);
 }
 
+static void ready(struct convert *c)
+{
+	c->create.size_bytes = block_size(c->src);
+	c->create.final_path = c->file[1];
+	if (!c->create.encrypt && !c->plain)
+		tool_warn_plain(c->src, c->file[1]);
+}
+
 static int copy_made(struct convert *c)
 {
 	int ret;
 	if (snprintf(c->partial, sizeof c->partial, "%s.partial.%d", c->file[1], (int)getpid()) >= PATH_MAX)
 		return error_set(&c->t->e, ENAMETOOLONG, "choose a shorter name", "convert the disk", "its path is too long");
-	c->create.size_bytes = block_size(c->src);
-	c->create.final_path = c->file[1];
-	if (!c->create.encrypt && !c->plain)
-		tool_warn_plain(c->src, c->file[1]);
+	ready(c);
 	ret = c->create.encrypt ? key_or_ask(&c->create.secret_file, c->new_key_file, c->file[1], true, c->key_buf,
 					     &c->t->e) : 0;
 	if (!ret)
@@ -223,6 +233,75 @@ static int copy_made(struct convert *c)
 	return ret;
 }
 
+/* --- convert: a copy that may go on later --- */
+
+static json_t *how_words(const struct convert *c)
+{
+	const struct block_create *n = &c->create;
+	return json_pack("{s:s, s:I, s:b, s:b, s:i, s:i, s:b}", "to", c->to, "bytes", (json_int_t)block_size(c->src),
+			 "compress", c->how.compress, "zstd", n->zstd, "cluster_bytes", (int)n->cluster_bytes,
+			 "sparse_bytes", (int)c->how.sparse_bytes, "dense", c->how.dense);
+}
+
+static int note_safe(void *opaque, uint64_t below)
+{
+	return resume_note(&((struct convert *)opaque)->journal, below);
+}
+
+/* Cuts off what no flush covers for sure.  A crash may have left clusters that belong to nobody. */
+static int cut_back(void *opaque)
+{
+	struct convert *c = opaque;
+	struct block_check check = { 0 };
+	uint64_t safe = c->journal.safe_bytes;
+	int ret = strcmp(c->to, "qcow2") ? 0 : block_check(c->dst, BLOCK_REPAIR_LEAKS, &check, &c->t->e);
+	if (!ret && (check.corruptions || check.errors || block_size(c->dst) < safe))
+		ret = error_set(&c->t->e, EIO, "remove it and its journal, and start again", "go on with the conversion",
+				"'%.150s' is damaged", c->partial);
+	if (!ret && block_size(c->dst) > safe)
+		ret = block_resize(c->dst, safe, BLOCK_SHRINK, &c->t->e);
+	return !ret && c->create.size_bytes > safe ? block_resize(c->dst, c->create.size_bytes, 0, &c->t->e) : ret;
+}
+
+static int go_on(struct convert *c)
+{
+	int ret = tool_open(c->t, &c->dst, c->partial, c->to, 0, "--to");
+	if (!ret)
+		ret = tool_close(c->t, c->dst, block_run(c->t->loop, cut_back, c));
+	return ret;
+}
+
+/* The journal is first: a copy that it says nothing of yet is made anew. */
+static int begin(struct convert *c)
+{
+	int ret = resume_note(&c->journal, 0);
+	if (ret)
+		return error_errno(&c->t->e, -ret, "check its permissions, and for space", "write '%s'", c->journal.journal);
+	c->create.overwrite = true;
+	return block_create(c->t->loop, c->partial, c->to, &c->create, &c->t->e);
+}
+
+static int copy_resumed(struct convert *c)
+{
+	int ret = resume_find(&c->journal, c->file[1], c->src, how_words(c), &c->t->e);
+	if (ret)
+		return ret;
+	memcpy(c->partial, c->journal.partial, PATH_MAX);
+	ready(c);
+	c->how.from = c->journal.safe_bytes;
+	c->how.safe = note_safe;
+	c->how.opaque = c;
+	ret = c->how.from ? go_on(c) : begin(c);
+	if (!ret)
+		ret = fill(c);
+	if (!ret)
+		resume_done(&c->journal);
+	else if (ret == -ECANCELED || ret == -ENOSPC || ret == -EFBIG)
+		snprintf(c->t->e.todo, sizeof c->t->e.todo, "'%.150s' holds what was copied: the same command goes on%s",
+			 c->partial, ret == -ECANCELED ? "" : " when there is space");
+	return ret;
+}
+
 static int convert_run(struct convert *c)
 {
 	int ret = tool_path(c->t, c->file[0], c->src_path);
@@ -233,7 +312,8 @@ static int convert_run(struct convert *c)
 		return ret;
 	ret = hold_old(c);
 	if (!ret)
-		ret = copy_made(c);
+		ret = c->resume ? copy_resumed(c) : copy_made(c);
+	resume_fini(&c->journal);
 	if (c->held_fd >= 0)
 		close(c->held_fd);
 	return tool_close(c->t, c->src, ret);
@@ -257,6 +337,8 @@ static bool convert_good(struct convert *c)
 		return usage_error("image convert",
 				   "DST would be %s, where clusters and compression cannot be chosen; add --to qcow2",
 				   c->to);
+	if (c->resume && (c->create.encrypt || (strcmp(c->to, "qcow2") && strcmp(c->to, "raw"))))
+		return usage_error("image convert", "--resume is for raw and qcow2, not encrypted");
 	return tool_subformat_good("image convert", c->to, c->create.subformat);
 }
 

@@ -31,6 +31,7 @@ struct fixture {
 	int (*fn)(struct fixture *f);
 	struct job_convert how;
 	struct job_compare out;
+	uint64_t safe;
 	struct error e;
 };
 
@@ -179,6 +180,53 @@ static void copy(struct fixture *f, const char *from, const char *to)
 }
 
 /* --- convert and compare --- */
+
+static int on_safe(void *opaque, uint64_t below)
+{
+	struct fixture *f = opaque;
+
+	assert_in_range(below, f->safe, SIZE);
+	f->safe = below;
+	return 0;
+}
+
+static int cut_main(void *opaque)
+{
+	struct fixture *f = opaque;
+	int ret = block_resize(f->b, f->safe, BLOCK_SHRINK, &f->e);
+
+	return ret ? ret : block_resize(f->b, SIZE, 0, &f->e);
+}
+
+/* Cancelled after any number of pieces, cut back to what is safe, and gone on from there: all is there. */
+static void converts_on(void **state)
+{
+	struct fixture *f = *state;
+	unsigned early = 0;
+
+	create(f, "src.raw", (struct block_create){ 0 });
+	fill(f, "src.raw", 0, 2, 50);
+	for (unsigned at = 1; at < SIZE / STRETCH; at++) {
+		create(f, "dst.qcow2", (struct block_create){ .overwrite = true });
+		f->safe = 0;
+		f->how = (struct job_convert){ .safe = on_safe, .opaque = f };
+		open_disk(f, &f->a, "src.raw", BLOCK_READONLY);
+		open_disk(f, &f->b, "dst.qcow2", 0);
+		if (!run(f, do_convert, at)) {	/* the last pieces were under way */
+			close_both(f);
+			break;
+		}
+		early += f->safe > 0;
+		if (f->safe)
+			assert_int_equal(block_run(f->loop, cut_main, f), 0);
+		f->how.from = f->safe;
+		assert_int_equal(run(f, do_convert, 0), 0);
+		close_both(f);
+		f->how = (struct job_convert){ 0 };
+		assert_true(alike(f, "src.raw", "dst.qcow2"));
+	}
+	assert_true(early > SIZE / STRETCH / 4);
+}
 
 static void converts(void **state)
 {
@@ -570,6 +618,7 @@ static void replaces_only_what_is_free(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(converts_on, setup, teardown),
 		cmocka_unit_test_setup_teardown(converts, setup, teardown),
 		cmocka_unit_test_setup_teardown(convert_refuses, setup, teardown),
 		cmocka_unit_test_setup_teardown(convert_cancelled, setup, teardown),
