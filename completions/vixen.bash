@@ -48,6 +48,7 @@ _vixen_image()
 	--export | --description | --listen) return ;;
 	--from | --to | --disk-format | --format-a | --format-b | --backing-format)
 		COMPREPLY=($(compgen -W 'raw qcow2 luks vmdk vhdx vdi' -- "$cur")); return ;;
+	--at) COMPREPLY=($(compgen -f -- "$cur")); return ;;
 	--subformat) COMPREPLY=($(compgen -W 'monolithicSparse streamOptimized dynamic fixed' -- "$cur")); return ;;
 	--compression) COMPREPLY=($(compgen -W 'zlib zstd' -- "$cur")); return ;;
 	--repair) COMPREPLY=($(compgen -W 'leaks all' -- "$cur")); return ;;
@@ -55,7 +56,7 @@ _vixen_image()
 	--backing | --socket | --tls-psk-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
 	esac
 	if [ "$COMP_CWORD" = 2 ]; then
-		COMPREPLY=($(compgen -W 'build create list info clone convert compare map resize check snapshot bitmap commit rebase
+		COMPREPLY=($(compgen -W 'build create list info clone convert restore compare map resize check snapshot bitmap commit rebase
 			serve key partitions --help' -- "$cur"))
 		return
 	fi
@@ -89,6 +90,7 @@ _vixen_image_options()
 	   clone) options='--size --disk-format' ;;
 	   convert) options='--from --to --resume --subformat --compress --compression --cluster-size --encrypt --key-file --new-key-file --iter-time --plain --sparse
 		--parallel --force' ;;
+	   restore) options='--at --to --live --no-verify --encrypt --key-file --new-key-file --plain --disk-format --resume --force --format' ;;
 	   compare) options='--format-a --format-b --key-file-a --key-file-b --format' ;;
 	   resize) options='--shrink --key-file --disk-format' ;;
 	   check) options='--repair --disk-format --format' ;;

@@ -25,7 +25,7 @@ complete -c vixen -n $run -f -l perf-map -d 'Name translated code for perf'
 complete -c vixen -n $run -f -l interpret -d 'Interpret only'
 
 set -l image '__fish_seen_subcommand_from image'
-set -l commands build create list info clone convert compare map resize check snapshot bitmap commit rebase serve key partitions
+set -l commands build create list info clone convert restore compare map resize check snapshot bitmap commit rebase serve key partitions
 complete -c vixen -n "$image; and not __fish_seen_subcommand_from $commands" -f -a "$commands"
 set -l build "$image; and __fish_seen_subcommand_from build"
 complete -c vixen -n $build -f -a debian-12
@@ -90,8 +90,8 @@ complete -c vixen -n $create -x -l refcount-bits -a '1 2 4 8 16 32 64' -d 'Width
 complete -c vixen -n $create -r -l data-file -d 'Put the data there'
 complete -c vixen -n $create -l force -d 'Replace the file'
 set -l disk "$image; and __fish_seen_subcommand_from"
-complete -c vixen -n "$disk info map check snapshot bitmap compare" -x -l format -a 'table json' -d Output
-complete -c vixen -n "$disk info map check snapshot bitmap clone resize commit rebase" -x -l disk-format -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Format of the file'
+complete -c vixen -n "$disk info map check snapshot bitmap compare restore" -x -l format -a 'table json' -d Output
+complete -c vixen -n "$disk info map check snapshot bitmap clone resize commit rebase restore" -x -l disk-format -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Format of the file'
 complete -c vixen -n "$disk clone" -x -l size -d 'Of the new disk'
 complete -c vixen -n "$disk convert" -x -l from -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Format of the source'
 complete -c vixen -n "$disk convert" -x -l to -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Format of the copy'
@@ -108,7 +108,7 @@ complete -c vixen -n "$disk compare" -x -l format-b -a 'raw qcow2 luks vmdk vhdx
 complete -c vixen -n "$disk resize" -l shrink -d 'It may get smaller'
 complete -c vixen -n "$disk check" -x -l repair -a 'leaks all' -d 'Mend it'
 complete -c vixen -n "$disk create convert" -x -l encrypt -a 'luks1 luks2' -d 'Encrypt it'
-complete -c vixen -n "$disk create convert resize serve key partitions commit rebase" -r -l key-file -d 'Holds the passphrase'
+complete -c vixen -n "$disk create convert restore resize serve key partitions commit rebase" -r -l key-file -d 'Holds the passphrase'
 complete -c vixen -n "$disk convert key" -r -l new-key-file -d 'Holds the new passphrase'
 complete -c vixen -n "$disk create convert key" -x -l iter-time -d 'What a try takes, in ms'
 complete -c vixen -n "$disk compare" -r -l key-file-a -d 'Holds the passphrase of the first'
@@ -125,6 +125,15 @@ complete -c vixen -n "$disk partitions" -x -l disk-format -a 'raw qcow2 luks vmd
 complete -c vixen -n "$disk snapshot" -f -a 'create list apply delete'
 complete -c vixen -n "$disk bitmap" -f -a 'add remove clear merge list'
 complete -c vixen -n "$disk bitmap" -x -l granularity -d 'Bytes for each bit'
+complete -c vixen -n "$disk restore" -r -l at -d 'Which backup of the chain'
+complete -c vixen -n "$disk restore" -x -l to -a 'raw qcow2' -d 'Format of the file'
+complete -c vixen -n "$disk restore" -l live -d 'Begin on top of the backup'
+complete -c vixen -n "$disk restore" -l no-verify -d 'Do not compare'
+complete -c vixen -n "$disk restore" -x -l encrypt -a 'luks1 luks2' -d 'Encrypt the file'
+complete -c vixen -n "$disk restore" -r -l new-key-file -d 'Holds the passphrase of the file'
+complete -c vixen -n "$disk restore" -l plain -d 'Keep it unencrypted'
+complete -c vixen -n "$disk restore" -l resume -d 'Go on where it ended early'
+complete -c vixen -n "$disk restore" -l force -d 'Replace the file'
 complete -c vixen -n "$disk rebase" -r -l backing -d 'New backing file'
 complete -c vixen -n "$disk rebase" -x -l backing-format -a 'raw qcow2 luks vmdk vhdx vdi' -d 'Its format'
 complete -c vixen -n "$disk rebase" -r -l backing-key-file -d 'Holds the passphrase of that'

@@ -304,6 +304,7 @@ static const struct subcommand {
 	{ "info", "IMAGE|FILE          describe one", image_info },
 	{ "clone", "IMAGE|FILE NEW      a linked clone, at once", image_clone },
 	{ "convert", "SRC DST             copy a disk, to another format", image_convert },
+	{ "restore", "BACKUP FILE         a disk as it was when it was backed up", image_restore },
 	{ "compare", "A B                 do two disks hold the same?", image_compare },
 	{ "map", "FILE                where it holds what", image_map },
 	{ "partitions", "FILE         what its partition table says", image_partitions },

@@ -27,6 +27,7 @@ int image_commit(int argc, char **argv);
 int image_rebase(int argc, char **argv);
 int image_snapshot(int argc, char **argv);
 int image_bitmap(int argc, char **argv);
+int image_restore(int argc, char **argv);
 int image_key(int argc, char **argv);
 int image_partitions(int argc, char **argv);
 
