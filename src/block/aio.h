@@ -16,7 +16,8 @@
 struct aio;
 struct loop;
 
-enum aio_op { AIO_READV, AIO_WRITEV, AIO_SYNC, AIO_FALLOCATE };
+enum aio_op { AIO_READV, AIO_WRITEV, AIO_SYNC, AIO_FALLOCATE,
+	      AIO_WRITEBACK /* of all of the file; only begins it */ };
 
 typedef void aio_done_fn(void *opaque, int ret);	/* 0 or -errno */
 

@@ -249,6 +249,8 @@ int block_co_writev(struct block *b, uint64_t offset, const struct iovec *iov, i
 int block_co_read(struct block *b, uint64_t offset, void *buf, size_t len);
 int block_co_write(struct block *b, uint64_t offset, const void *buf, size_t len);
 int block_co_flush(struct block *b);
+/* A hint: the host begins to write out what it holds back of b, so that the flush to come takes less time. */
+void block_co_writeback(struct block *b);
 int block_co_discard(struct block *b, uint64_t offset, uint64_t len);
 int block_co_write_zeroes(struct block *b, uint64_t offset, uint64_t len, bool may_unmap);
 int block_co_write_zeroes_fast(struct block *b, uint64_t offset, uint64_t len, bool may_unmap);

@@ -132,6 +132,16 @@ static void file_flush(struct node *n, block_done_fn *done, void *opaque)
 		done(opaque, 0);
 }
 
+static void file_writeback(struct node *n, block_done_fn *done, void *opaque)
+{
+	struct file_req *r = n->readonly ? NULL : req_new(n, AIO_WRITEBACK, done, opaque);
+
+	if (r)
+		aio_submit(n->env->aio, &r->aio);
+	else if (n->readonly)
+		done(opaque, 0);
+}
+
 static void fallocate_start(struct node *n, int mode, uint64_t offset, uint64_t len, bool hint, block_done_fn *done,
 			    void *opaque)
 {
@@ -239,7 +249,8 @@ static int file_close(struct node *n)
 static int file_set_readonly(struct node *n, bool readonly, const struct block_options *fds, struct error *e);
 
 static const struct node_ops file_ops = {
-	.name = "file", .readv = file_readv, .writev = file_writev, .flush = file_flush, .discard = file_discard,
+	.name = "file", .readv = file_readv, .writev = file_writev, .flush = file_flush, .writeback = file_writeback,
+	.discard = file_discard,
 	.write_zeroes = file_write_zeroes, .co_status = file_status, .co_resize = file_resize, .info = file_info,
 	.co_set_readonly = file_set_readonly, .co_close = file_close,
 };

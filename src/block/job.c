@@ -98,7 +98,7 @@ static int settle(struct walk *k, const struct job_piece *p)
 	int ret;
 
 	k->unsettled += p->flags & BLOCK_STATUS_DATA ? p->len : 0;
-	if (!k->w->settle || k->settling || k->unsettled < JOB_SETTLE_BYTES)
+	if (!k->w->settle || k->settling || k->unsettled < k->w->settle_bytes)
 		return 0;
 	k->settling = true;
 	k->unsettled = 0;

@@ -46,12 +46,12 @@ struct job_walk {
 	bool cut;			/* no piece is longer than JOB_PIECE_BYTES, data or not */
 	/* In a coroutine; -errno ends the walk.  Pieces come in the order of their offsets, several at a time. */
 	int (*fn)(void *opaque, const struct job_piece *p);
-	/* NULL or: comes after every JOB_SETTLE_BYTES of data, and at the end if the walk ends early.  All pieces below
+	/* NULL or: comes after every settle_bytes of data, and at the end if the walk ends early.  All pieces below
 	 * `below` are done.  In a coroutine, others go on meanwhile; never twice at a time; -errno ends the walk. */
 	int (*settle)(void *opaque, uint64_t below);
+	uint64_t settle_bytes;
 	void *opaque;
 };
-#define JOB_SETTLE_BYTES (64u << 20)
 /* 0 or -errno, without an error text. */
 int job_walk(struct block_job *j, const struct job_walk *w);
 bool job_all_zero(const uint8_t *p, size_t len);

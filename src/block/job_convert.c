@@ -79,11 +79,19 @@ static int copy(void *opaque, const struct job_piece *p)
 	return c->o->dense ? block_co_write(c->dst, p->offset, p->buf, p->len) : write_sparse(c, p);
 }
 
+#define SAFE_BYTES (64u << 20)
+#define WRITEBACK_BYTES (16u << 20)	/* the host's disk is busy from early on, but not with small pieces */
+
 static int settle(void *opaque, uint64_t below)
 {
 	const struct convert *c = opaque;
-	int ret = block_co_flush(c->dst);
+	int ret;
 
+	if (!c->o->safe) {
+		block_co_writeback(c->dst);
+		return 0;
+	}
+	ret = block_co_flush(c->dst);
 	return ret ? ret : c->o->safe(c->o->opaque, below);
 }
 
@@ -93,7 +101,7 @@ int job_convert(struct block_job *j, struct block *src, struct block *dst, const
 	struct convert c = { o, src, dst, !block_new_is_zero(dst),
 			     o->sparse_bytes ? o->sparse_bytes : JOB_SPARSE_BYTES };
 	struct job_walk w = { .b = src, .start = o->from, .end = block_size(src), .depth_max = UINT32_MAX, .fn = copy,
-			      .settle = o->safe ? settle : NULL, .opaque = &c };
+			      .settle = settle, .settle_bytes = o->safe ? SAFE_BYTES : WRITEBACK_BYTES, .opaque = &c };
 	int ret;
 
 	if (block_size(dst) < block_size(src))

@@ -332,6 +332,21 @@ int node_co_flush(struct node *n)
 	return co_call_wait(&c);
 }
 
+void node_co_writeback(struct node *n)
+{
+	struct co_call c = { .s = n->env->co };
+
+	if (n->ops->writeback) {
+		n->ops->writeback(n, co_call_done, &c);
+		co_call_wait(&c);
+		return;
+	}
+	if (n->child[NODE_FILE])
+		node_co_writeback(n->child[NODE_FILE]);
+	if (n->child[NODE_DATA])
+		node_co_writeback(n->child[NODE_DATA]);
+}
+
 int node_co_discard(struct node *n, uint64_t offset, uint64_t len)
 {
 	struct co_call c = { .s = n->env->co };

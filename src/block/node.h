@@ -102,6 +102,8 @@ struct node_ops {
 		       void *opaque);
 	void (*flush)(struct node *n, block_done_fn *done, void *opaque);
 	void (*discard)(struct node *n, uint64_t offset, uint64_t len, block_done_fn *done, void *opaque);
+	/* Protocols, a hint: the host begins to write out what it holds back; what flush waits for is less then. */
+	void (*writeback)(struct node *n, block_done_fn *done, void *opaque);
 	/* -EOPNOTSUPP: the caller writes zeroes out. */
 	void (*write_zeroes)(struct node *n, uint64_t offset, uint64_t len, unsigned flags, block_done_fn *done,
 			     void *opaque);
@@ -227,6 +229,7 @@ int node_co_writev(struct node *n, uint64_t offset, const struct iovec *iov, int
 int node_co_read(struct node *n, uint64_t offset, void *buf, size_t len);
 int node_co_write(struct node *n, uint64_t offset, const void *buf, size_t len);
 int node_co_flush(struct node *n);
+void node_co_writeback(struct node *n);		/* and of its files; its result tells nothing */
 int node_co_discard(struct node *n, uint64_t offset, uint64_t len);
 int node_co_write_zeroes(struct node *n, uint64_t offset, uint64_t len, unsigned flags);
 int node_co_status(struct node *n, uint64_t offset, uint64_t len, unsigned depth_max, struct block_status *out);

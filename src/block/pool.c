@@ -42,6 +42,7 @@ static int64_t perform(const struct aio_req *r)
 	case AIO_READV: ret = preadv(r->fd, r->iov, cnt, (off_t)r->offset); break;
 	case AIO_WRITEV: ret = pwritev(r->fd, r->iov, cnt, (off_t)r->offset); break;
 	case AIO_SYNC: ret = fdatasync(r->fd); break;
+	case AIO_WRITEBACK: ret = sync_file_range(r->fd, 0, 0, SYNC_FILE_RANGE_WRITE); break;
 	case AIO_FALLOCATE: ret = fallocate(r->fd, r->mode, (off_t)r->offset, (off_t)r->len); break;
 	}
 	return ret < 0 ? -errno : ret;

@@ -35,6 +35,14 @@ int block_co_flush(struct block *b)
 	return CALL(b, block_flush(b, DONE));
 }
 
+void block_co_writeback(struct block *b)
+{
+	b->in_flight++;
+	node_co_writeback(b->root);
+	if (!--b->in_flight)
+		block_idle(b);
+}
+
 int block_co_discard(struct block *b, uint64_t offset, uint64_t len)
 {
 	return CALL(b, block_discard(b, offset, len, DONE));

@@ -2,6 +2,7 @@
  * io_uring back end.  The kernel announces completions on an eventfd that the loop watches.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -32,6 +33,7 @@ static void fill(struct io_uring_sqe *sqe, struct aio_req *r)
 	case AIO_READV: io_uring_prep_readv(sqe, r->fd, r->iov, cnt, r->offset); break;
 	case AIO_WRITEV: io_uring_prep_writev(sqe, r->fd, r->iov, cnt, r->offset); break;
 	case AIO_SYNC: io_uring_prep_fsync(sqe, r->fd, IORING_FSYNC_DATASYNC); break;
+	case AIO_WRITEBACK: io_uring_prep_sync_file_range(sqe, r->fd, 0, 0, SYNC_FILE_RANGE_WRITE); break;
 	case AIO_FALLOCATE:
 		io_uring_prep_fallocate(sqe, r->fd, r->mode, (off_t)r->offset, (off_t)r->len);
 		break;
@@ -147,6 +149,7 @@ static bool ops_supported(struct io_uring *ring)
 		    io_uring_opcode_supported(p, IORING_OP_WRITEV) &&
 		    io_uring_opcode_supported(p, IORING_OP_FSYNC) &&
 		    io_uring_opcode_supported(p, IORING_OP_FALLOCATE) &&
+		    io_uring_opcode_supported(p, IORING_OP_SYNC_FILE_RANGE) &&
 		    (ring->features & IORING_FEAT_NODROP);
 
 	io_uring_free_probe(p);
