@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "block/node.h"
@@ -269,19 +270,28 @@ static int open_fd(const char *path, bool write, struct error *e)
 	return error_errno(e, errno, todo, "open disk '%s'", path);
 }
 
-/* One writer or many readers, across processes and within one. */
-static int lock_fd(int fd, const char *path, bool write, struct error *e)
+/* One writer or many readers, across processes and within one.  tries: 10 ms apart. */
+static int lock_fd(int fd, const char *path, bool write, unsigned tries, struct error *e)
 {
 	struct flock lock = { .l_type = write ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET };
 	char what[192];
+	int ret;
 
-	if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+	while ((ret = fcntl(fd, F_OFD_SETLK, &lock)) != 0 && (errno == EAGAIN || errno == EACCES) && --tries)
+		nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+	if (!ret)
 		return 0;
 	snprintf(what, sizeof(what), "open disk '%.150s'", path);
 	if (errno == EAGAIN || errno == EACCES)
 		return error_set(e, EBUSY, "stop the other VM first, or give this one a copy of the image",
 				 what, "image is in use by another VM");
 	return error_errno(e, errno, "put the image on a file system with locks", "lock disk '%s'", path);
+}
+
+/* Somebody who was killed keeps his locks for as long as the kernel needs to end what he had under way. */
+static int lock_new(int fd, const char *path, bool write, struct error *e)
+{
+	return lock_fd(fd, path, write, 100, e);
 }
 
 /* A writer's lock on fd, or on what is open if there is none, in place of the reader's lock that we have ourselves. */
@@ -291,11 +301,11 @@ static int relock(struct file *f, int fd, const char *path, struct error *e)
 	int ret;
 
 	if (fd < 0)
-		return lock_fd(f->fd, path, true, e);
+		return lock_fd(f->fd, path, true, 1, e);
 	fcntl(f->fd, F_OFD_SETLK, &none);
-	ret = lock_fd(fd, path, true, e);
+	ret = lock_fd(fd, path, true, 1, e);
 	if (ret)
-		lock_fd(f->fd, path, false, NULL);
+		lock_fd(f->fd, path, false, 1, NULL);
 	return ret;
 }
 
@@ -306,7 +316,7 @@ static int file_set_readonly(struct node *n, bool readonly, const struct block_o
 	int fd = readonly ? -1 : node_given_fd(fds, n->path), flags, ret;
 
 	if (readonly)
-		return lock_fd(f->fd, n->path, false, e);
+		return lock_fd(f->fd, n->path, false, 1, e);
 	flags = fcntl(fd >= 0 ? fd : f->fd, F_GETFL);
 	if (flags < 0 || (flags & O_ACCMODE) != O_RDWR)
 		ret = error_set(e, EACCES, "make it writable", "write to the backing file", "'%.150s' is open for reading only",
@@ -383,7 +393,7 @@ static int file_open(struct node *n, const struct node_open *how, struct error *
 		if (fd < 0)
 			return fd;
 		if (!(how->o->flags & BLOCK_SHARE))
-			ret = lock_fd(fd, n->path, !how->readonly, e);
+			ret = lock_new(fd, n->path, !how->readonly, e);
 	}
 	if (ret) {
 		close(fd);
@@ -394,7 +404,7 @@ static int file_open(struct node *n, const struct node_open *how, struct error *
 
 int block_file_open(const char *path, bool write, struct error *e)
 {
-	int fd = open_fd(path, write, e), ret = fd < 0 ? fd : lock_fd(fd, path, write, e);
+	int fd = open_fd(path, write, e), ret = fd < 0 ? fd : lock_new(fd, path, write, e);
 
 	if (fd >= 0 && ret)
 		close(fd);
@@ -441,7 +451,7 @@ int file_node_from_fd(struct node **out, struct block_env *env, int fd, const ch
 static int empty_out(int fd, const char *path, struct error *e)
 {
 	struct stat st;
-	int ret = lock_fd(fd, path, true, e);
+	int ret = lock_new(fd, path, true, e);
 
 	if (ret)
 		return ret;
