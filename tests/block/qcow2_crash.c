@@ -314,7 +314,7 @@ static void check_cut(void *opaque, const struct cut *c)
 	struct disk d = { 0 };
 	bool repair = false;
 
-	if (x->m->c.encrypt && c->n % 2)	/* passphrases take their time */
+	if (x->m->c.encrypt && c->n % 4)	/* passphrases take their time */
 		return;
 	if (!x->m->format) {
 		open_cut(x, &d, c, BLOCK_READONLY);

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "block/luks/header_private.h"
 #include "block/qcow2/qcow2.h"
 
 /* --- the log --- */
@@ -159,8 +160,12 @@ void record_add(struct record *r, struct node *n, const char *path)
 		struct qcow2 *q = n->impl;
 
 		q->file = q->data = rec;
+		if (q->luks)
+			q->luks->file = rec;
 	} else {
-		*(struct node **)n->impl = rec;		/* struct luks begins with it */
+		struct { struct node *file; struct luks_header *h; } *luks = n->impl;	/* struct luks begins so */
+
+		luks->file = luks->h->file = rec;
 	}
 }
 

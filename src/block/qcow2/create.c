@@ -53,7 +53,7 @@ static int choose(struct header *h, const struct block_create *c, struct error *
 	h->refcount_order = (unsigned)__builtin_ctz(bits);
 	h->size_bytes = c->size_bytes;
 	h->compression = c->zstd;
-	h->crypt_method = c->encrypt ? CRYPT_LUKS : CRYPT_NONE;
+	h->crypt_method = c->encrypt ? CRYPT_METHOD_LUKS : CRYPT_METHOD_NONE;
 	h->incompatible = (c->data_path ? INCOMPAT_DATA_FILE : 0) | (c->zstd ? INCOMPAT_COMPRESSION : 0) |
 			  (c->extended_l2 ? INCOMPAT_EXTENDED_L2 : 0);
 	h->compatible = c->lazy_refcounts ? COMPAT_LAZY : 0;

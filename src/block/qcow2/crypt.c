@@ -32,9 +32,9 @@ int crypt_open(struct qcow2 *q, const struct node_open *how, struct error *e)
 	const struct luks_info *l;
 	int ret, fd;
 
-	if (h->crypt_method == CRYPT_NONE)
+	if (h->crypt_method == CRYPT_METHOD_NONE)
 		return 0;
-	if (h->crypt_method != CRYPT_LUKS)
+	if (h->crypt_method != CRYPT_METHOD_LUKS)
 		return refuse(q, e, "decrypt it with: qemu-img convert", "it is encrypted by qcow2's old, weak method");
 	if (!h->crypt_offset || in_cluster(q, h->crypt_offset) || h->crypt_bytes > CRYPT_BYTES_MAX ||
 	    !inside_file(q, h->crypt_offset, h->crypt_bytes))

@@ -43,8 +43,8 @@ struct bitmap_wait;
 #define INCOMPAT_COMPRESSION 8u
 #define INCOMPAT_EXTENDED_L2 16u
 #define INCOMPAT_KNOWN 31u
-#define CRYPT_NONE 0u
-#define CRYPT_LUKS 2u
+#define CRYPT_METHOD_NONE 0u
+#define CRYPT_METHOD_LUKS 2u
 #define CRYPT_BYTES_MAX (64u << 20)
 #define COMPAT_LAZY 1u
 #define AUTOCLEAR_BITMAPS 1u
