@@ -62,17 +62,17 @@ static bool machine_init(struct machine *m, bool interpret_only)
 	return true;
 }
 
-/* Runs code in the kernel of long mode until its HLT; RCX: AREA, RDX: DEVICE. fpu: state before and after. */
-static void run(struct machine *m, const uint8_t *code, unsigned n, struct x86_xsave *fpu)
+/* Code in the kernel of long mode that ends in HLT; RCX: AREA, RDX: DEVICE. */
+static void state_set(struct machine *m, const uint8_t *code, unsigned n, const struct x86_xsave *fpu)
 {
 	struct x86_state s;
-	enum exit_reason why;
 
 	memcpy(ram(m, CODE), code, n);
 	ram(m, CODE)[n] = 0xf4;
 	map_wrote(m->map, CODE, n + 1);
 	engine_soft.get_state(m->v, &s);
 	s.cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_ET | CR0_WP;
+	s.cr2 = 0;
 	s.cr3 = TABLES;
 	s.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
 	s.xcr0 = 0xe7;
@@ -89,6 +89,15 @@ static void run(struct machine *m, const uint8_t *code, unsigned n, struct x86_x
 	s.activity = ACTIVITY_RUNNING;
 	s.fpu = *fpu;
 	engine_soft.set_state(m->v, &s);
+}
+
+/* fpu: state before and after. */
+static void run(struct machine *m, const uint8_t *code, unsigned n, struct x86_xsave *fpu)
+{
+	struct x86_state s;
+	enum exit_reason why;
+
+	state_set(m, code, n, fpu);
 	do
 		why = engine_soft.run(m->v, NULL);
 	while (why == EXIT_KICKED);
@@ -225,11 +234,38 @@ static void code(bool interpret_only)
 static void test_code(void **state) { code(false); }
 static void test_code_interpreter(void **state) { code(true); }
 
+/* Its first element lies in a page that is absent, another at no address at all: that one's fault, and so no CR2. */
+static void address(bool interpret_only)
+{
+	/* mov rax, 0x7ffffffffffe; vmovdqu16 xmm1{k1}, [rax] */
+	static const char bytes[] = "\x48\xb8\xfe\xff\xff\xff\xff\x7f\x00\x00" "\x62\xf1\xff\x09\x6f\x08";
+	struct machine m;
+	struct x86_state s;
+	struct x86_xsave f;
+
+	if (!machine_init(&m, interpret_only))
+		skip();
+	fpu_fill(&f);
+	for (unsigned i = 0; i < 2; i++) {
+		f.opmask[1] = i ? 1 : 5;
+		state_set(&m, (const uint8_t *)bytes, sizeof bytes - 1, &f);
+		while (engine_soft.run(m.v, NULL) == EXIT_KICKED)
+			;
+		engine_soft.get_state(m.v, &s);
+		assert_int_equal(s.cr2, i ? 0x7ffffffffffe : 0);
+	}
+	machine_fini(&m);
+}
+
+static void test_address(void **state) { address(false); }
+static void test_address_interpreter(void **state) { address(true); }
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_state), cmocka_unit_test(test_state_interpreter), cmocka_unit_test(test_devices),
 		cmocka_unit_test(test_devices_interpreter), cmocka_unit_test(test_code), cmocka_unit_test(test_code_interpreter),
+		cmocka_unit_test(test_address), cmocka_unit_test(test_address_interpreter),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -67,10 +67,19 @@ bool fp_masked_any(const struct vcpu *v, const struct insn *in, const struct ope
 	return wanted(v, in, m).bits != 0;
 }
 
+/* All elements, before the page of any: of two faults this is the host's. */
+static void check_addresses(struct vcpu *v, const struct insn *in, const struct wanted *w, uint64_t offset, bool write)
+{
+	for (unsigned i = 0; i < 64; i++)
+		if (w->bits >> i & 1)
+			mem_check_address(v, in->mem.seg, fp_element_offset(v, offset + i * w->bytes), w->bytes, write);
+}
+
 void fp_masked_load(struct vcpu *v, const struct insn *in, const struct operand *m, uint64_t offset, uint8_t *to)
 {
 	struct wanted w = wanted(v, in, m);
 	memset(to, 0, m->size);
+	check_addresses(v, in, &w, offset, false);
 	for (unsigned i = 0; i < 64; i++)
 		if (w.bits >> i & 1)
 			mem_load_n(v, in->mem.seg, fp_element_offset(v, offset + i * w.bytes), to + i * w.bytes, w.bytes);
@@ -83,6 +92,7 @@ void fp_masked_probe(struct vcpu *v, const struct insn *in, const struct operand
 		mem_probe_store(v, in->mem.seg, offset, m->size);
 		return;
 	}
+	check_addresses(v, in, &w, offset, true);
 	for (unsigned i = 0; i < 64; i++)
 		if (w.bits >> i & 1)
 			mem_probe_store(v, in->mem.seg, fp_element_offset(v, offset + i * w.bytes), w.bytes);

@@ -347,6 +347,11 @@ static void mem_copy_n(struct vcpu *v, unsigned seg, uint64_t offset, void *buf,
 		debug_data_access(v, va, n, write);
 }
 
+void mem_check_address(struct vcpu *v, unsigned seg, uint64_t offset, unsigned n, bool write)
+{
+	canonical_check(v, seg, mem_linear(v, seg, offset, n, write), n);
+}
+
 void mem_load_n(struct vcpu *v, unsigned seg, uint64_t offset, void *buf, unsigned n)
 {
 	uint64_t va = mem_linear(v, seg, offset, n, false);

@@ -120,6 +120,8 @@ void mem_store(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size, uin
 /* Any length up to 4096 bytes. store_n checks all pages before the first byte is written. */
 void mem_load_n(struct vcpu *v, unsigned seg, uint64_t offset, void *buf, unsigned n);
 void mem_store_n(struct vcpu *v, unsigned seg, uint64_t offset, const void *buf, unsigned n);
+/* What an access faults by before its page is looked at: the segment's limit, or no address at all. */
+void mem_check_address(struct vcpu *v, unsigned seg, uint64_t offset, unsigned n, bool write);
 /* Faults as a store would, writes nothing. */
 void mem_probe_store(struct vcpu *v, unsigned seg, uint64_t offset, unsigned n);
 /* Read-modify-write: a host pointer that is valid for an atomic access of n bytes, aligned or not, inside
