@@ -77,10 +77,11 @@ struct block_options {
 bool block_path_remote(const char *path);
 
 /* A connection to the server at such an address, and with TLS what its files hold: members of block_options.fds, where names
- * cannot be looked up and files not opened.  Blocks.  How many, or -errno with e set; free(path) and close(fd) of each. */
-struct block_fd;
+ * cannot be looked up and files not opened.  Blocks.  How many, or -errno with e set; they are the caller's. */
 #define BLOCK_DIAL_MAX 2
 int block_dial(const char *path, struct block_fd out[BLOCK_DIAL_MAX], struct error *e);
+/* Closes those whose descriptors and names are one's own, as of block_dial() and block_keys_export(). */
+void block_fds_free(struct block_fd *list, unsigned n);
 
 /* Locks the files (OFD lock: one writer or many readers); -EBUSY when another VM has one.  Runs the disk's I/O until
  * all of the chain is open; no file is opened later.  Not from a callback of the loop, but coroutines may. */
@@ -105,7 +106,7 @@ int block_file_open(const char *path, bool write, struct error *e);	/* locked as
 
 /* What opens the encrypted layers of b, which were opened with their passphrases, without these and without their headers:
  * anonymous files with the volume keys, to be handed along as members of block_options.fds.  How many, or -errno with e set;
- * each is the caller's: free(path), close(fd).  Not for b that others use. */
+ * they are the caller's: block_fds_free().  Not for b that others use. */
 int block_keys_export(struct block *b, struct block_fd *out, unsigned max, struct error *e);
 
 enum block_preallocate {

@@ -5,13 +5,12 @@
  *	| struct handed | volume key |		in an anonymous file
  */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "block/block_private.h"
+#include "block/handover.h"
 #include "block/luks/header_private.h"
 
 #define KEY_MAX 512u
@@ -26,45 +25,20 @@ struct handed {
 
 /* --- giving --- */
 
-static int put(int fd, const void *p, size_t len)
-{
-	ssize_t n = write(fd, p, len);
-
-	return n < 0 ? -errno : (size_t)n == len ? 0 : -EIO;
-}
-
 int luks_key_export(const struct luks_header *h, const struct cipher *c)
 {
 	struct handed head = { .bytes = sizeof(head), .info = h->info };
 	size_t len;
 	const uint8_t *key = cipher_key(c, &len);
-	int fd = memfd_create("volume key", MFD_CLOEXEC), ret;
 
-	if (fd < 0)
-		return -errno;
 	memcpy(head.magic, magic, sizeof(magic));
 	head.key_len = len;
-	ret = put(fd, &head, sizeof(head));
-	if (!ret)
-		ret = put(fd, key, len);
-	if (ret)
-		close(fd);
-	return ret ? ret : fd;
+	return handover_file("volume key", (struct iovec[]){ { &head, sizeof(head) }, { (void *)key, len } }, 2);
 }
 
 static int export_one(struct node *n, struct block_fd *out)
 {
-	char *path = NULL;
-	int fd = n->ops->key_export ? n->ops->key_export(n) : -ENOKEY;
-
-	if (fd < 0)
-		return fd;
-	if (asprintf(&path, LUKS_KEY_PREFIX "%s", n->path) < 0) {
-		close(fd);
-		return -ENOMEM;
-	}
-	*out = (struct block_fd){ path, fd };
-	return 0;
+	return handover_name(out, LUKS_KEY_PREFIX, n->path, n->ops->key_export ? n->ops->key_export(n) : -ENOKEY);
 }
 
 int block_keys_export(struct block *b, struct block_fd *out, unsigned max, struct error *e)
@@ -82,10 +56,7 @@ int block_keys_export(struct block *b, struct block_fd *out, unsigned max, struc
 	}
 	if (!ret)
 		return (int)count;
-	while (count--) {
-		close(out[count].fd);
-		free((char *)out[count].path);
-	}
+	block_fds_free(out, count);
 	return error_errno(e, -ret, NULL, "hand over the keys of '%s'", b->root->path);
 }
 
@@ -93,13 +64,7 @@ int block_keys_export(struct block *b, struct block_fd *out, unsigned max, struc
 
 int luks_key_given(const struct node *n, const struct node_open *how)
 {
-	char *name = NULL;
-	int fd = -1;
-
-	if (how->o->nfds && asprintf(&name, LUKS_KEY_PREFIX "%s", n->path) >= 0)
-		fd = node_given_fd(how->o, name);
-	free(name);
-	return fd;
+	return handover_given(n, how, LUKS_KEY_PREFIX);
 }
 
 /* It comes from this user's other process, but may have been cut short. */

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "block/handover.h"
 #include "block/nbd/client.h"
 
 #define BOUNCE_BYTES (1u << 20)
@@ -352,8 +353,8 @@ static int nbd_set_readonly(struct node *n, bool readonly, const struct block_op
 
 static const struct node_ops nbd_ops = {
 	.name = "nbd", .co_readv = nbd_readv, .co_writev = nbd_writev, .co_flush = nbd_flush, .co_discard = nbd_discard,
-	.co_write_zeroes = nbd_write_zeroes, .co_status = nbd_status, .co_set_readonly = nbd_set_readonly, .interrupt = nbd_interrupt,
-	.co_close = nbd_close,
+	.co_write_zeroes = nbd_write_zeroes, .co_status = nbd_status, .co_set_readonly = nbd_set_readonly,
+	.interrupt = nbd_interrupt, .co_close = nbd_close,
 };
 
 /* What the server offers against what is wanted. */
@@ -371,18 +372,6 @@ static int check_export(const struct nbd_conn *c, const struct node *n, struct e
 	return 0;
 }
 
-/* What was handed along for TLS; -1: nothing. */
-static int tls_given(const struct node *n, const struct node_open *how)
-{
-	char *name = NULL;
-	int fd = -1;
-
-	if (how->o->nfds && asprintf(&name, NBD_TLS_PREFIX "%s", n->path) >= 0)
-		fd = node_given_fd(how->o, name);
-	free(name);
-	return fd;
-}
-
 static int connect_main(struct node *n, struct nbd_conn *c, const struct node_open *how, struct error *e)
 {
 	struct nbd_uri *u = malloc(sizeof(*u));
@@ -391,7 +380,7 @@ static int connect_main(struct node *n, struct nbd_conn *c, const struct node_op
 	if (!u)
 		return error_errno(e, ENOMEM, NULL, "open disk '%s'", n->path);
 	fd = node_given_fd(how->o, n->path);
-	tls_fd = tls_given(n, how);
+	tls_fd = handover_given(n, how, NBD_TLS_PREFIX);
 	ret = nbd_uri_parse(u, n->path, e);
 	if (!ret)
 		ret = nbd_connect(c, n->env->loop, u, fd, tls_fd, e);

@@ -9,6 +9,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "block/handover.h"
 #include "block/nbd/client.h"
 
 static int dial_to(int family, int protocol, const struct sockaddr *a, socklen_t len)
@@ -63,19 +64,12 @@ static int connection(const struct nbd_uri *u, const char *path, struct error *e
 			 why ? why : strerror(-fd));
 }
 
-/* Takes fd over; -errno of what made it. */
+/* fd: made, or an error that was told. */
 static int add(struct block_fd *out, const char *prefix, const char *path, int fd, struct error *e)
 {
-	char *name = NULL;
+	int ret = handover_name(out, prefix, path, fd);
 
-	if (fd < 0)
-		return fd;
-	if (asprintf(&name, "%s%s", prefix, path) < 0) {
-		close(fd);
-		return error_errno(e, ENOMEM, NULL, "open disk '%s'", path);
-	}
-	*out = (struct block_fd){ name, fd };
-	return 0;
+	return ret && fd >= 0 ? error_errno(e, -ret, NULL, "open disk '%s'", path) : ret;
 }
 
 int block_dial(const char *path, struct block_fd out[BLOCK_DIAL_MAX], struct error *e)
@@ -95,9 +89,6 @@ int block_dial(const char *path, struct block_fd out[BLOCK_DIAL_MAX], struct err
 	free(u);
 	if (!ret)
 		return n;
-	while (n--) {
-		close(out[n].fd);
-		free((char *)out[n].path);
-	}
+	block_fds_free(out, (unsigned)n);
 	return ret;
 }

@@ -8,9 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
+#include "block/handover.h"
 #include "block/luks/secret.h"
 
 #define PART_MAX (16u << 20)
@@ -154,25 +154,6 @@ int tls_files_read(struct tls_files *f, const struct nbd_tls_options *o, bool st
 
 /* --- handing over --- */
 
-static int all_written(int fd, const void *p, size_t len)
-{
-	for (ssize_t n; len; p = (const char *)p + n, len -= (size_t)n) {
-		n = write(fd, p, len);
-		if (n <= 0)
-			return n ? -errno : -EIO;
-	}
-	return 0;
-}
-
-int tls_files_put(const struct tls_files *f, int fd)
-{
-	int ret = all_written(fd, f->len, sizeof(f->len));
-
-	for (int p = 0; p < TLS_PARTS && !ret; p++)
-		ret = all_written(fd, f->bytes[p], f->len[p]);
-	return ret;
-}
-
 int tls_files_get(struct tls_files *f, int fd)
 {
 	uint32_t len[TLS_PARTS];
@@ -194,16 +175,14 @@ int tls_files_get(struct tls_files *f, int fd)
 int nbd_tls_export(const struct nbd_tls_options *o, struct error *e)
 {
 	struct tls_files f;
-	int ret = tls_files_read(&f, o, true, e), fd;
+	struct iovec parts[1 + TLS_PARTS] = { { f.len, sizeof(f.len) } };
+	int ret = tls_files_read(&f, o, true, e);
 
 	if (ret)
 		return ret;
-	fd = memfd_create("TLS", MFD_CLOEXEC);
-	ret = fd < 0 ? -errno : tls_files_put(&f, fd);
+	for (int p = 0; p < TLS_PARTS; p++)
+		parts[1 + p] = (struct iovec){ f.bytes[p], f.len[p] };
+	ret = handover_file("TLS", parts, 1 + TLS_PARTS);
 	tls_files_free(&f);
-	if (!ret)
-		return fd;
-	if (fd >= 0)
-		close(fd);
-	return error_errno(e, -ret, NULL, "hand over TLS certificates");
+	return ret < 0 ? error_errno(e, -ret, NULL, "hand over TLS certificates") : ret;
 }

@@ -21,7 +21,6 @@ struct tls_files {
 /* Those that the options name.  store: the host's CAs, too, where they name none; else these are left to OpenSSL. */
 int tls_files_read(struct tls_files *f, const struct nbd_tls_options *o, bool store, struct error *e);
 void tls_files_free(struct tls_files *f);	/* zeroed memory is fine */
-int tls_files_put(const struct tls_files *f, int fd);
-int tls_files_get(struct tls_files *f, int fd);
+int tls_files_get(struct tls_files *f, int fd);	/* from what nbd_tls_export() gave */
 
 #endif
