@@ -4,11 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "block/block.h"
 #include "cli/control_client.h"
 #include "cli/disk.h"
+#include "cli/disk_files.h"
 #include "cli/disk_option.h"
 #include "cli/image_tool.h"
 #include "cli/options.h"
@@ -146,61 +146,20 @@ static int disk_list(int argc, char **argv)
 
 /* --- attach: the VM may open no file, so its files are opened and locked here, and handed over --- */
 
-struct files {
-	unsigned n;
-	int fd[CONTROL_FDS_MAX];
-	json_t *paths;
-};
-
-static int file_add(struct files *f, const char *path, bool write, struct error *e)
-{
-	int fd = block_file_open(path, write, e);
-
-	if (fd < 0)
-		return fd;
-	f->fd[f->n++] = fd;
-	json_array_append_new(f->paths, json_string(path));
-	return 0;
-}
-
-/* Takes over what has a name already, n < 0: nothing. */
-static int named_add(struct files *f, const struct block_fd *list, int n)
-{
-	for (int i = 0; i < n; i++) {
-		f->fd[f->n++] = list[i].fd;
-		json_array_append_new(f->paths, json_string(list[i].path));
-		free((char *)list[i].path);
-	}
-	return n < 0 ? n : 0;
-}
-
-/* Of what is encrypted, instead of passphrases. */
-static int keys_add(struct files *f, struct block *b, struct error *e)
-{
-	struct block_fd key[VM_KEYS_MAX];
-	unsigned room = CONTROL_FDS_MAX - f->n;
-
-	return named_add(f, key, block_keys_export(b, key, room < VM_KEYS_MAX ? room : VM_KEYS_MAX, e));
-}
-
 /* Connections to servers, and what TLS needs for them. */
-static int servers_add(struct files *f, struct block *b, struct error *e)
+static int servers_add(struct disk_files *f, struct block *b, struct error *e)
 {
-	struct block_fd list[BLOCK_DIAL_MAX];
 	struct block_info i;
 	int ret = 0;
 
-	for (unsigned depth = 0; !ret && !block_info(b, depth, &i); depth++) {
-		if (!block_path_remote(i.path))
-			continue;
-		ret = f->n + BLOCK_DIAL_MAX > CONTROL_FDS_MAX ? error_errno(e, E2BIG, NULL, "attach a disk")
-							      : named_add(f, list, block_dial(i.path, list, e));
-	}
+	for (unsigned depth = 0; !ret && !block_info(b, depth, &i); depth++)
+		if (block_path_remote(i.path))
+			ret = disk_files_dial(f, i.path, e);
 	return ret;
 }
 
 /* Its backing files are found by opening it for a look. */
-static int files_find(struct files *f, struct loop *l, const struct vm_disk *d, struct error *e)
+static int files_find(struct disk_files *f, struct loop *l, const struct vm_disk *d, struct error *e)
 {
 	const struct block_options o = { .format = d->format, .flags = BLOCK_READONLY | BLOCK_SHARE,
 					 .secret_file = d->key_file[0], .more_secrets = d->key_file + 1,
@@ -213,9 +172,9 @@ static int files_find(struct files *f, struct loop *l, const struct vm_disk *d, 
 	if (n > CONTROL_FDS_MAX)
 		ret = error_set(e, ELOOP, "merge some of them with 'vixen image commit'", "attach a disk", "it has %u files", n);
 	for (unsigned i = 0; i < n && !ret; i++)
-		ret = file_add(f, list[i].path, !list[i].backing && !d->readonly, e);
+		ret = disk_files_add(f, list[i].path, block_file_open(list[i].path, !list[i].backing && !d->readonly, e), e);
 	if (!ret)
-		ret = keys_add(f, b, e);
+		ret = disk_files_keys(f, b, e);
 	if (!ret)
 		ret = servers_add(f, b, e);
 	block_close(b);
@@ -228,17 +187,16 @@ static int attach(const char *vm, const struct vm_disk *d, json_t **result, stru
 	if (d->ephemeral)
 		return error_set(e, ENOTSUP, "attach a linked clone of it (vixen image clone)", "attach a disk",
 				 "a running VM can make no file for what would be written to an ephemeral disk");
-	struct files f = { .paths = json_array() };
+	struct disk_files f = { 0 };
+	int fds[CONTROL_FDS_MAX];
 	struct loop *l = loop_new();
 	json_t *disk = vm_disk_encode(d);
 	int ret = l && disk ? files_find(&f, l, d, e) : error_errno(e, ENOMEM, NULL, "attach a disk");
 
 	if (!ret)
-		ret = control_ask_fds(vm, CONTROL_disk_attach, json_pack("{s:O, s:O}", "disk", disk, "files", f.paths), f.fd, f.n,
-				      result, e);
-	while (f.n)
-		close(f.fd[--f.n]);
-	json_decref(f.paths);
+		ret = control_ask_fds(vm, CONTROL_disk_attach, json_pack("{s:O, s:o}", "disk", disk, "files",
+				      disk_files_names(&f, fds)), fds, f.n, result, e);
+	disk_files_free(&f);
 	json_decref(disk);
 	if (l)
 		loop_free(l);

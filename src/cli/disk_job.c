@@ -10,6 +10,7 @@
 #include "block/block.h"
 #include "cli/control_client.h"
 #include "cli/disk.h"
+#include "cli/disk_files.h"
 #include "cli/disk_option.h"
 #include "cli/image_tool.h"
 #include "cli/options.h"
@@ -18,7 +19,6 @@
 #include "host/loop.h"
 
 #define ARGS 5u
-#define FILES_MAX 8u
 #define EX_USAGE_ERROR 10000	/* no errno: told already */
 
 struct ask {
@@ -35,8 +35,7 @@ struct ask {
 	json_t *arguments;
 	char target[PATH_MAX];
 	bool made;			/* target is a file that we made */
-	struct block_fd file[FILES_MAX];	/* what goes along, by names; ours */
-	unsigned nfiles;
+	struct disk_files files;	/* what goes along */
 	bool interrupted;
 	struct progress progress;
 	struct error e;
@@ -165,17 +164,6 @@ static int disk_get(struct ask *a)
 
 /* --- files that go along --- */
 
-/* Takes both over. */
-static int send_along(struct ask *a, char *name, int fd)
-{
-	if (fd < 0 || !name) {
-		free(name);
-		return fd < 0 ? fd : error_errno(&a->e, ENOMEM, NULL, "name a file");
-	}
-	a->file[a->nfiles++] = (struct block_fd){ name, fd };
-	return 0;
-}
-
 /* name: what the VM calls it. */
 static int file_open(struct ask *a, const char *name, bool locked)
 {
@@ -183,7 +171,7 @@ static int file_open(struct ask *a, const char *name, bool locked)
 			: open(a->target, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (fd < 0 && !locked)
 		return error_errno(&a->e, errno, "check its permissions", "open '%s'", a->target);
-	return send_along(a, strdup(name), fd);
+	return disk_files_add(&a->files, name, fd, &a->e);
 }
 
 static bool named_qcow2(const char *path)
@@ -218,13 +206,12 @@ static int keys_open(struct ask *a, struct loop *l, const struct block_create *c
 {
 	const struct block_options o = { .format = a->to, .flags = BLOCK_NO_BACKING, .secret_file = c->secret_file };
 	struct block *b;
-	int ret = block_open_with(&b, l, a->target, &o, &a->e), n;
+	int ret = block_open_with(&b, l, a->target, &o, &a->e);
 	if (ret)
 		return ret;
-	n = block_keys_export(b, a->file + a->nfiles, FILES_MAX - a->nfiles, &a->e);
+	ret = disk_files_keys(&a->files, b, &a->e);
 	block_close(b);
-	a->nfiles += n < 0 ? 0 : (unsigned)n;
-	return n < 0 ? n : 0;
+	return ret;
 }
 
 static int file_make(struct ask *a, const struct block_create *c)
@@ -279,13 +266,6 @@ static int encryption_choose(struct ask *a, struct block_create *c, char buf[KEY
 	return ret;
 }
 
-static int dial(struct ask *a, const char *address)
-{
-	int n = block_dial(address, a->file + a->nfiles, &a->e);
-	a->nfiles += n < 0 ? 0 : (unsigned)n;
-	return n < 0 ? n : 0;
-}
-
 /* FILE: a server's address, or a new file of the disk's size. */
 static int target_make(struct ask *a, const char *file, const char *backing, const char *backing_format)
 {
@@ -300,7 +280,7 @@ static int target_make(struct ask *a, const char *file, const char *backing, con
 		      plain_good(a, any_encrypted(a), "what a server gets is not",
 				 "add --plain if others may read it, or use a file with --encrypt");
 		if (!ret)
-			ret = dial(a, file);
+			ret = disk_files_dial(&a->files, file, &a->e);
 	} else {
 		if (!a->to)
 			a->to = backing ? "qcow2" : tool_format_named(file);
@@ -334,17 +314,12 @@ static void say_left(const struct ask *a)
 
 static int ask_vm(struct ask *a, enum control_verb verb)
 {
-	int fds[FILES_MAX];
-	struct control_want w = { .verb = verb, .arguments = a->arguments, .fds = fds, .nfds = a->nfiles,
+	int fds[CONTROL_FDS_MAX];
+	struct control_want w = { .verb = verb, .arguments = a->arguments, .fds = fds, .nfds = a->files.n,
 				  .interrupt_fd = stop_signals_open(), .interrupted = &a->interrupted,
 				  .end_verb = CONTROL_disk_cancel, .progress = on_progress, .opaque = a };
-	json_t *names = json_array();
 	int ret;
-	for (unsigned i = 0; i < a->nfiles; i++) {
-		fds[i] = a->file[i].fd;
-		json_array_append_new(names, json_text(a->file[i].path));
-	}
-	json_object_set_new(a->arguments, "files", names);
+	json_object_set_new(a->arguments, "files", disk_files_names(&a->files, fds));
 	w.end_arguments = json_pack("{s:s}", "disk", a->arg[1]);
 	progress_begin(&a->progress);
 	a->arguments = NULL;
@@ -358,10 +333,7 @@ static int ask_vm(struct ask *a, enum control_verb verb)
 
 static int finish(struct ask *a, int ret)
 {
-	while (a->nfiles--) {
-		close(a->file[a->nfiles].fd);
-		free((char *)a->file[a->nfiles].path);
-	}
+	disk_files_free(&a->files);
 	json_decref(a->disk);
 	json_decref(a->arguments);
 	if (!ret)

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/log.h"
 #include "block/live.h"
@@ -25,7 +24,7 @@ struct disk_job {
 	bool shrink, force;
 	unsigned layers;		/* that are committed */
 	char *target_path, *format, *bitmap, *name;
-	struct block_fd file[JOB_FILES_MAX];	/* what came along, by names; ours */
+	struct block_fd file[JOB_FILES_MAX];	/* what came along; ours */
 	unsigned nfiles;
 	struct block *target;
 	struct block_job job;
@@ -50,10 +49,7 @@ static json_t *job_json(const struct disk_job *k)
 
 static void job_free(struct disk_job *k)
 {
-	for (unsigned i = 0; i < k->nfiles; i++) {
-		close(k->file[i].fd);
-		free((char *)k->file[i].path);
-	}
+	block_fds_free(k->file, k->nfiles);
 	free(k->target_path);
 	free(k->format);
 	free(k->bitmap);
@@ -192,26 +188,6 @@ static int job_fill(struct disk_job *k, json_t *arguments)
 	return k->target_path && !k->nfiles && !block_path_remote(k->target_path) ? wrong(&k->e, k->kind, "its target was not sent along") : 0;
 }
 
-/* "files": the names of the descriptors that came with the request. */
-static int files_take(struct disk_job *k, json_t *names)
-{
-	int *fds;
-	unsigned n = control_fds(k->call, &fds);
-
-	if (n != json_array_size(names) || n > JOB_FILES_MAX)
-		return wrong(&k->e, k->kind, "its files and their names do not agree");
-	for (unsigned i = 0; i < n; i++) {
-		const char *name = json_string_value(json_array_get(names, i));
-		char *copy = name ? strdup(name) : NULL;
-
-		if (!copy)
-			return wrong(&k->e, k->kind, "a file has no name");
-		k->file[k->nfiles++] = (struct block_fd){ copy, fds[i] };
-		fds[i] = -1;
-	}
-	return 0;
-}
-
 /* What comes with a request: nothing or a disk, as it says; a disk; a file that is no disk by itself. */
 enum target { TARGET_MAYBE, TARGET_DISK, TARGET_FILE };
 
@@ -228,8 +204,9 @@ static void start(struct vm *vm, struct control_call *call, json_t *arguments, c
 		return;
 	}
 	*k = (struct disk_job){ .vm = vm, .kind = kind, .fn = fn, .call = call, .opens = target != TARGET_FILE };
-	ret = files_take(k, json_object_get(arguments, "files"));
-	if (!ret)
+	ret = disk_files_take(call, arguments, k->file, JOB_FILES_MAX, kind, &k->e);
+	k->nfiles = ret < 0 ? 0 : (unsigned)ret;
+	if (ret >= 0)
 		ret = job_fill(k, arguments);
 	if (!ret && target >= TARGET_DISK && !k->target_path)
 		ret = wrong(&k->e, kind, "it names no target");

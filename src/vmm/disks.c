@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/log.h"
 #include "block/block.h"
@@ -233,6 +232,40 @@ json_t *disks_json(struct vm *vm)
 	return list;
 }
 
+/* --- files that come along --- */
+
+static int file_take(struct block_fd *out, json_t *name, int *fd)
+{
+	const char *s = json_string_value(name);
+	char *copy = s ? strdup(s) : NULL;
+
+	if (!copy)
+		return s ? -ENOMEM : -EINVAL;
+	*out = (struct block_fd){ copy, *fd };
+	*fd = -1;
+	return 0;
+}
+
+int disk_files_take(struct control_call *call, json_t *arguments, struct block_fd *out, unsigned max, const char *what,
+		    struct error *e)
+{
+	json_t *names = json_object_get(arguments, "files");
+	int *fds, ret = 0;
+	unsigned n = control_fds(call, &fds), taken = 0;
+
+	if (n != json_array_size(names) || n > max)
+		ret = -EINVAL;
+	while (!ret && taken < n) {
+		ret = file_take(&out[taken], json_array_get(names, taken), &fds[taken]);
+		taken += !ret;
+	}
+	if (!ret)
+		return (int)n;
+	block_fds_free(out, taken);
+	return error_set(e, -ret, "both sides must be of one version of vixen", what,
+			 ret == -ENOMEM ? "out of memory" : "its files and their names do not agree");
+}
+
 /* --- attaching --- */
 
 struct attaching {
@@ -258,6 +291,13 @@ static int attach_open(struct attaching *a, struct error *e)
 	return block_open_with(&s->block, a->vm->loop, s->spec.path, &o, e);
 }
 
+static void attaching_free(struct attaching *a)
+{
+	if (a)
+		block_fds_free(a->file, a->nfiles);
+	free(a);
+}
+
 static void attach_main(void *opaque)
 {
 	struct attaching *a = opaque;
@@ -278,35 +318,23 @@ static void attach_main(void *opaque)
 		s->state = DISK_PLUGGED;
 		control_reply(a->call, json_pack("{s:s}", "name", s->name));
 	}
-	for (unsigned i = 0; i < a->nfiles; i++)
-		close(a->file[i].fd);
 	a->vm->disk_jobs--;
-	free(a);
+	attaching_free(a);
 }
 
 /* {"disk": as in the configuration, "files": paths of the descriptors} */
 static int attach_read(struct attaching *a, struct vm_slot *s, json_t *arguments, struct error *e)
 {
-	json_t *files = json_object_get(arguments, "files"), *path;
-	size_t i;
-	int *fds, ret = vm_disk_decode(&s->spec, json_object_get(arguments, "disk"), e);
-	unsigned n = control_fds(a->call, &fds);
+	int ret = vm_disk_decode(&s->spec, json_object_get(arguments, "disk"), e);
 
 	if (ret)
 		return ret;
 	if (s->spec.ephemeral)
 		return error_set(e, ENOTSUP, "attach a linked clone of it (vixen image clone)", "attach a disk",
 				 "a running VM can make no file for what would be written to an ephemeral disk");
-	if (json_array_size(files) != n)
-		return error_set(e, EINVAL, "use vixen disk attach", "attach a disk", "%u descriptors came for %zu files", n,
-				 json_array_size(files));
-	json_array_foreach(files, i, path) {
-		if (!json_is_string(path))
-			return error_set(e, EINVAL, "use vixen disk attach", "attach a disk", "a file has no name");
-		a->file[a->nfiles++] = (struct block_fd){ json_string_value(path), fds[i] };
-		fds[i] = -1;
-	}
-	return 0;
+	ret = disk_files_take(a->call, arguments, a->file, CONTROL_FDS_MAX, "attach a disk", e);
+	a->nfiles = ret < 0 ? 0 : (unsigned)ret;
+	return ret < 0 ? ret : 0;
 }
 
 static struct vm_slot *slot_take(struct vm *vm)
@@ -340,12 +368,10 @@ void verb_disk_attach(struct vm *vm, struct control_call *call, json_t *argument
 		if (!ret)
 			return;
 		vm->disk_jobs--;
-		for (unsigned i = 0; i < a->nfiles; i++)
-			close(a->file[i].fd);
 	}
 	if (s)
 		disk_free(vm, s);
-	free(a);
+	attaching_free(a);
 	control_fail(call, ret, &e);
 }
 

@@ -54,6 +54,12 @@ void disk_resized(struct vm_slot *s);	/* block_size() has changed: the guest is 
 void disk_changed(struct vm_slot *s);	/* it may stand on another image: what follows from that is shown to the guest */
 json_t *disks_json(struct vm *vm);
 
+struct block_fd;
+/* The descriptors that came with a request to do `what`, by the names that its "files" has for them. How many, which are the
+ * caller's then (block_fds_free()); -errno with e set. */
+int disk_files_take(struct control_call *call, json_t *arguments, struct block_fd *out, unsigned max, const char *what,
+		    struct error *e);
+
 /* limits.c */
 int limits_start(struct vm_slot *s, struct error *e);	/* those of its spec; s->block is open */
 void limits_drop(struct vm_slot *s);			/* s->block is closed */
