@@ -17,6 +17,7 @@
 #include "devices/virtio/blk.h"
 #include "devices/virtio/console.h"
 #include "devices/virtio/net.h"
+#include "devices/virtio/queue.h"
 #include "devices/virtio/rng.h"
 #include "devices/virtio/scsi.h"
 #include "driver.h"
@@ -132,6 +133,41 @@ static int teardown(void **state)
 	unlink(w->path);
 	free(w);
 	return 0;
+}
+
+static void offer(struct virtq *q, uint16_t idx)
+{
+	memcpy(q->avail + 2, &idx, 2);
+}
+
+/* One descriptor, offered again and again before it was answered: no more than the ring has room for are taken. */
+static void test_unanswered(void **state)
+{
+	struct world *w = *state;
+	struct virtq *q = calloc(1, sizeof(*q));
+	uint64_t desc = w->playground, avail = desc + 0x1000, used = desc + 0x2000;
+	struct vring_desc d = { .addr = desc + 0x3000, .len = 16 };
+	struct virtq_chain c;
+
+	assert_non_null(q);
+	assert_true(map_write(w->b.map, desc, &d, sizeof(d)));
+	assert_true(virtq_start(q, w->b.map, 4, desc, avail, used, 0));
+	for (uint16_t turn = 0; turn < 40000; turn++) {	/* indices wrap */
+		offer(q, (uint16_t)(turn + 1));
+		assert_true(virtq_pop(q, &c));
+		if (turn >= 3)
+			virtq_push(q, c.head, 0);
+	}
+	for (unsigned i = 0; i < 3; i++)
+		virtq_push(q, 0, 0);
+	assert_true(!q->broken);
+	offer(q, (uint16_t)(q->avail_next + 4));
+	for (unsigned i = 0; i < 4; i++)
+		assert_true(virtq_pop(q, &c));
+	offer(q, (uint16_t)(q->avail_next + 1));
+	assert_false(virtq_pop(q, &c));
+	assert_true(q->broken);
+	free(q);
 }
 
 static unsigned long operations(unsigned long usual)
@@ -273,6 +309,7 @@ static void test_registers(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_unanswered, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_rings, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_registers, setup, teardown),
 	};

@@ -159,6 +159,11 @@ bool virtq_pending(const struct virtq *q)
 	return q->ready && !q->broken && avail_idx(q) != q->avail_next;
 }
 
+static unsigned under_way(const struct virtq *q)
+{
+	return (uint16_t)(q->avail_next - q->used_next);
+}
+
 bool virtq_pop(struct virtq *q, struct virtq_chain *c)
 {
 	uint16_t ready, head;
@@ -168,7 +173,8 @@ bool virtq_pop(struct virtq *q, struct virtq_chain *c)
 	ready = (uint16_t)(avail_idx(q) - q->avail_next);
 	if (!ready)
 		return false;
-	if (ready > q->size)
+	/* A chain keeps a descriptor until it was answered.  Without this a driver could pile up requests without end. */
+	if (ready + under_way(q) > q->size)
 		return fail(q);
 	head = load16(q->avail + 4 + 2ull * (q->avail_next & (q->size - 1)));
 	q->nsegs = q->nout = 0;
