@@ -34,6 +34,17 @@ struct scsi {
 	struct virtio_scsi_cmd_resp r;
 };
 
+static unsigned flushes;	/* that commands asked for */
+
+void __real_block_flush(struct block *b, block_done_fn *done, void *opaque);
+void __wrap_block_flush(struct block *b, block_done_fn *done, void *opaque);
+
+void __wrap_block_flush(struct block *b, block_done_fn *done, void *opaque)
+{
+	flushes++;
+	__real_block_flush(b, done, opaque);
+}
+
 static int setup(void **state)
 {
 	struct scsi *k = calloc(1, sizeof(*k));
@@ -190,9 +201,15 @@ static void test_read_write(void **state)
 	assert_int_equal(data(k)[4096], 0);
 	GOOD(k, IN(k, 4096, 0x08, 0, 0, 16, 8));
 	GOOD(k, IN(k, 4096, 0xa8, 0, 0, 0, 0, 16, 0, 0, 0, 8));
+	flushes = 0;
+	GOOD(k, OUT(k, 512, 0x2a, 0, 0, 0, 0, 0, 0, 0, 1));
+	assert_int_equal(flushes, 0);
 	GOOD(k, OUT(k, 512, 0x2a, 8, 0, 0, 0, 0, 0, 0, 1));	/* FUA */
-	GOOD(k, OUT(k, 512, 0x2e, 0, 0, 0, 0, 0, 0, 0, 1));
+	assert_int_equal(flushes, 1);
+	GOOD(k, OUT(k, 512, 0x2e, 0, 0, 0, 0, 0, 0, 0, 1));	/* and verify */
+	assert_int_equal(flushes, 2);
 	GOOD(k, OUT(k, 0, 0x35));
+	assert_int_equal(flushes, 3);
 	GOOD(k, OUT(k, 0, 0x2f, 0, 0, 0, 0, 0, 0, 0, 8));
 	FAILS(k, IN(k, 512, 0x28, 0, 0, 0, SECTORS >> 8, 0, 0, 0, 1), 5, 0x2100);
 	FAILS(k, OUT(k, 512, 0x8a, 0, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 1), 5, 0x2100);

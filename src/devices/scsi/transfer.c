@@ -100,7 +100,7 @@ static void start(struct scsi_unit *u, struct scsi_task *t, bool write)
 		scsi_illegal(t, ASC_CDB);
 		return;
 	}
-	t->force = write && !small && t->cdb[1] & 8;
+	t->force |= write && !small && t->cdb[1] & 8;
 	transfer(u, t, lba, blocks, write);
 }
 
