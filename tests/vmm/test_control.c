@@ -296,6 +296,9 @@ static void test_descriptors(void **state)
 		"{\"id\":1,\"verb\":\"disk_attach\",\"arguments\":{\"disk\":{\"path\":\"x\"},\"files\":[\"y\"]}}\n",
 		"{\"id\":1,\"verb\":\"disk_attach\",\"arguments\":{\"disk\":{\"path\":\"x\"},\"files\":[\"x\"]}}\n",
 		"{\"id\":1,\"verb\":\"disk_attach\",\"arguments\":{\"disk\":{\"path\":\"x\",\"bus\":\"q\"},\"files\":[\"x\"]}}\n",
+		"{\"id\":1,\"verb\":\"disk_backup\",\"arguments\":{\"disk\":\"0\",\"files\":[]}}\n",
+		"{\"id\":1,\"verb\":\"disk_backup\",\"arguments\":{\"disk\":\"0\",\"files\":[1]}}\n",
+		"{\"id\":1,\"verb\":\"disk_backup\",\"arguments\":{\"disk\":\"0\",\"files\":[\"x\"]}}\n",
 		"{\"id\":1,\"verb\":\"disk_detach\",\"arguments\":{\"name\":\"disk0\"}}\n",
 		"{\"id\":1,\"verb\":\"disk_detach\"}\n", "half a line",
 	};
@@ -309,7 +312,7 @@ static void test_descriptors(void **state)
 		close(ends[1]);
 		if (i == 0)
 			assert_non_null(strstr(hear(f, fd), "running"));
-		if (i > 2 && i < 11)
+		if (i > 2 && i < 14)
 			assert_non_null(strstr(hear(f, fd), "error"));
 		close(fd);
 		serve(f);
