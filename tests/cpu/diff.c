@@ -117,7 +117,7 @@ static void registers_cut(struct diff_state *s)
 static void normalise(struct diff_state *s, bool wide, bool native)
 {
 	struct x86_xsave *f = (struct x86_xsave *)s->fpu;
-	if (!native && s->vector == EXC_GP && s->rip == EXIT_VA)
+	if (!native && s->vector == EXC_PF && s->rip == native_exit())
 		s->vector = VECTOR_EXIT;
 	if (s->vector == VECTOR_EXIT)
 		s->rip = EXIT_VA;
@@ -333,8 +333,6 @@ static void case_check(struct session *d, unsigned e, unsigned i, bool memory)
 	}
 	if (soft.rip >> 12 == VSYSCALL_VA >> 12)
 		return;		/* a jump into the page that Linux emulates for its processes */
-	if (!c->wide && native.vector != VECTOR_EXIT && native.rip == EXIT_VA)
-		return;		/* a wild near branch of 32-bit code to the exit, which is 64-bit code */
 	normalise(&native, c->wide, true);
 	normalise(&soft, c->wide, false);
 	if (!choice_apply(c, &d->sh->in[i], &native, &soft, &ch)) {
@@ -454,8 +452,10 @@ static void session_init(struct session *d, const char *engines, struct cpu_mode
 	gen_values(&d->gen);
 	gen_memory(&d->gen, d->sh->rom, ROM_BYTES);
 	for (unsigned e = 0; e < ENGINES; e++)
-		if (d->engine[e])
+		if (d->engine[e]) {
 			memcpy(soft_rom(d->engine[e]), d->sh->rom, ROM_BYTES);
+			memcpy(soft_exit(d->engine[e]), d->sh->exit, EXIT_PAGE_BYTES);
+		}
 }
 
 int main(int argc, char **argv)

@@ -40,6 +40,7 @@
 #define SLOT_WRITABLE 224u		/* first slot in writable pages */
 #define EXIT_BYTES 7u
 #define EXIT_VA 0x68000000ull		/* no sum of two of the others */
+#define EXIT_PAGE_BYTES 4096u
 #define CODE_VA 0x10000000ull
 #define CODE_BYTES (DIFF_CASES * SLOT_BYTES)
 #define WRITABLE_VA (CODE_VA + SLOT_WRITABLE * SLOT_BYTES)
@@ -89,7 +90,7 @@ struct diff_case {
 /* Shared with the child; mapped by it at the fixed addresses as well. */
 struct diff_shared {
 	uint8_t code[CODE_BYTES], data[DATA_BYTES], rom[ROM_BYTES], plain[PLAIN_BYTES], device[DEVICE_BYTES];
-	uint8_t next[END_BYTES], high[END_BYTES], stack[STACK_BYTES], exit[4096];
+	uint8_t next[END_BYTES], high[END_BYTES], stack[STACK_BYTES], exit[EXIT_PAGE_BYTES];
 	struct diff_state in[DIFF_CASES], out[DIFF_CASES];
 	bool wide[DIFF_CASES];
 };
@@ -105,6 +106,8 @@ struct native;
 struct native *native_new(uint64_t components);
 void native_free(struct native *n);
 struct diff_shared *native_shared(struct native *n);
+/* Where the code at EXIT_VA jumps to. Nothing is mapped there in the engines. */
+uint64_t native_exit(void);
 /* Runs cases [first, first + count) on shared->in; false: the child died at case *at. */
 bool native_run(struct native *n, unsigned first, unsigned count, unsigned *at);
 
@@ -114,6 +117,7 @@ struct soft *soft_new(const struct cpu_model *model, bool interpret_only);
 void soft_free(struct soft *s);
 uint8_t *soft_code(struct soft *s);
 uint8_t *soft_rom(struct soft *s);
+uint8_t *soft_exit(struct soft *s);	/* the page at EXIT_VA */
 uint8_t *soft_area(struct soft *s, enum diff_area area);
 void soft_code_changed(struct soft *s);
 bool soft_run_case(struct soft *s, bool wide, const struct diff_state *in, struct diff_state *out);

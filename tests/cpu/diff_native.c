@@ -281,7 +281,7 @@ struct native *native_new(uint64_t components)
 	n->shared = mmap(NULL, sizeof *n->shared, PROT_READ | PROT_WRITE, MAP_SHARED, n->memory, 0);
 	if (n->shared == MAP_FAILED)
 		goto fail;
-	const uint64_t to = (uint64_t)(uintptr_t)diff_exit;
+	const uint64_t to = native_exit();
 	memcpy(n->shared->exit, "\xff\x25\0\0\0\0", 6);	/* jmp *(%rip) */
 	memcpy(n->shared->exit + 6, &to, 8);
 	for (unsigned i = 0; i < DIFF_CASES; i++)	/* XRSTOR wants a clean header */
@@ -303,6 +303,7 @@ void native_free(struct native *n)
 }
 
 struct diff_shared *native_shared(struct native *n) { return n->shared; }
+uint64_t native_exit(void) { return (uint64_t)(uintptr_t)diff_exit; }
 
 bool native_run(struct native *n, unsigned first, unsigned count, unsigned *at)
 {

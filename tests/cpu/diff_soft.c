@@ -1,6 +1,6 @@
 /*
  * The engine under test: one vCPU in user mode of long mode. Every vector's handler is one HLT, so a case ends,
- * by its own HLT at the exit (#GP there) or by a fault, in a halted vCPU with the fault on the kernel's stack.
+ * by the exit's jump to where nothing is (#PF) or by another fault, in a halted vCPU with the fault on the kernel's stack.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -64,8 +64,7 @@ static void memory_init(struct soft *s)
 	map_range(s, GPA_IDT, GPA_IDT, 0x5000, 3);
 	map_range(s, CODE_VA, GPA_CODE, WRITABLE_VA - CODE_VA, 5);
 	map_range(s, WRITABLE_VA, GPA_CODE + (WRITABLE_VA - CODE_VA), WRITABLE_BYTES, PTE_USER);
-	map_range(s, EXIT_VA, GPA_EXIT, 4096, 5);
-	memset(ram(s, GPA_EXIT), 0xf4, 4096);
+	map_range(s, EXIT_VA, GPA_EXIT, EXIT_PAGE_BYTES, 5);
 	map_range(s, PLAIN_VA, GPA_PLAIN, PLAIN_BYTES, PTE_USER | PTE_NX);
 	map_range(s, DEVICE_VA, GPA_DEVICE, DEVICE_BYTES, PTE_USER | PTE_NX);
 	map_range(s, DATA_VA, GPA_DATA, DATA_BYTES, PTE_USER | PTE_NX);
@@ -136,6 +135,7 @@ void soft_free(struct soft *s)
 
 uint8_t *soft_code(struct soft *s) { return ram(s, GPA_CODE); }
 uint8_t *soft_rom(struct soft *s) { return ram(s, GPA_ROM); }
+uint8_t *soft_exit(struct soft *s) { return ram(s, GPA_EXIT); }
 uint8_t *soft_area(struct soft *s, enum diff_area area)
 {
 	static const uint64_t gpa[AREAS] = { [AREA_DATA] = GPA_DATA, [AREA_PLAIN] = GPA_PLAIN, [AREA_NEXT] = GPA_NEXT,
