@@ -290,6 +290,18 @@ static uint64_t string_address(struct gen *g)
 	return va;
 }
 
+/* Of scatters: they may be interrupted between elements (SDM vol. 2, VPSCATTERDD), and then fetched anew. So not into their own
+ * bytes. */
+static uint64_t scatter_address(struct gen *g, unsigned size)
+{
+	uint64_t va;
+
+	do
+		va = pick_address(g, size);
+	while (g->writable && va - CODE_VA < CODE_BYTES);
+	return va;
+}
+
 /* Of masked bytes: whether an empty mask faults, and what a fault leaves of the x87 state, is the CPU's choice. */
 static uint64_t masked_address(struct gen *g) { return DATA_VA + 0x200 + gen_below(g, 0x1c00); }
 
@@ -473,6 +485,13 @@ static unsigned row_any(struct gen *g) { return g->rows[g->wide].row[gen_below(g
 
 static void row_note(struct gen *g, const struct insn *in) { g->tried[g->wide][in->row - x86_optable]++; }
 
+static uint64_t single_address(struct gen *g, const struct insn *in, unsigned size)
+{
+	if ((in->row->attr & ROW_VSIB) && in->ops[0].kind == OPK_MEM)
+		return scatter_address(g, size);
+	return pick_address(g, size) & ~(unchecked_alignment(in) ? 15ull : 0);
+}
+
 static void gen_single(struct gen *g, struct diff_case *c, struct diff_state *s)
 {
 	uint8_t *code = c->code + SLOT_START, *modrm;
@@ -488,8 +507,7 @@ static void gen_single(struct gen *g, struct diff_case *c, struct diff_state *s)
 		aim_branch(g, code, in.len, rel_operand(&in));
 	const struct operand *m = memory_operand(&in);
 	if (m && in.row->trans != TRANS_STRING && in.op != X86_MASKMOVQ && in.op != X86_MASKMOVDQU && in.op != X86_XLAT)
-		aim(g, &in, code, modrm, s->rip, s->gpr,
-		    pick_address(g, m->size) & ~(unchecked_alignment(&in) ? 15ull : 0), s->fpu);
+		aim(g, &in, code, modrm, s->rip, s->gpr, single_address(g, &in, m->size), s->fpu);
 	c->len = in.len;
 	c->insns = 1;
 	c->dot_product = is_dot_product(&in);
@@ -627,15 +645,19 @@ static uint64_t patch_site(struct gen *g, ptrdiff_t at, const struct insn *in, u
 	return g->slot_va + (uint64_t)at + before + in->len + behind + mov_imm_bytes(g) - room + gen_below(g, room - size + 1);
 }
 
-/* One more instruction at *p, with what it needs before; the end of its relative branch in *branch. */
-static void append(struct gen *g, struct diff_case *c, uint8_t **p, uint8_t **branch, unsigned *rel)
+/* One more instruction at *p, with what it needs before; the end of its relative branch in *branch. false: of the rows that there
+ * are (g->filter) none seems to fit. */
+#define APPEND_TRIES 200u
+static bool append(struct gen *g, struct diff_case *c, uint8_t **p, uint8_t **branch, unsigned *rel)
 {
 	uint8_t bytes[48], *modrm;
 	struct insn in;
 	const struct operand *m;
 	bool shared = false;
 	uint64_t site = 0;
-	for (;;) {
+	for (unsigned tries = 0;; tries++) {
+		if (tries == APPEND_TRIES)
+			return false;
 		if (!encode(g, &x86_optable[row_pick(g)], bytes, &in, &modrm) || !fits(g, &in))
 			continue;
 		m = memory_operand(&in);
@@ -672,9 +694,11 @@ static void append(struct gen *g, struct diff_case *c, uint8_t **p, uint8_t **br
 		mov_imm(g, p, g->base, g->base_value);
 	else
 		base_follow(g, p, &in);
+	return true;
 }
 
-static void gen_sequence(struct gen *g, struct diff_case *c, struct diff_state *s)
+/* false: see append(). */
+static bool gen_sequence(struct gen *g, struct diff_case *c, struct diff_state *s)
 {
 	uint8_t *p = c->code + SLOT_START, *at[16], *branch[16];
 	unsigned n = 2 + gen_below(g, 9), rel[16];
@@ -685,7 +709,8 @@ static void gen_sequence(struct gen *g, struct diff_case *c, struct diff_state *
 	base_pick(g, &p);
 	for (unsigned i = 0; i < n && p < c->code + SLOT_BYTES - 80; i++) {
 		at[i] = p;
-		append(g, c, &p, &branch[i], &rel[i]);
+		if (!append(g, c, &p, &branch[i], &rel[i]))
+			return false;
 		c->insns = i + 1;
 	}
 	at[c->insns] = p;
@@ -700,6 +725,7 @@ static void gen_sequence(struct gen *g, struct diff_case *c, struct diff_state *
 	c->len = (unsigned)(p - c->code - SLOT_START);
 	c->flags_undefined = 0;
 	c->many_fields = true;
+	return true;
 }
 
 void gen_case(struct gen *g, unsigned slot, bool sequence, bool wide, struct diff_case *c, struct diff_state *s)
@@ -711,8 +737,6 @@ void gen_case(struct gen *g, unsigned slot, bool sequence, bool wide, struct dif
 	c->dot_product = false;
 	memset(s, 0, sizeof *s);
 	s->rip = g->slot_va + SLOT_START;
-	if (sequence)
-		gen_sequence(g, c, s);
-	else
+	if (!sequence || !gen_sequence(g, c, s))
 		gen_single(g, c, s);
 }
