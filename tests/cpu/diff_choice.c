@@ -57,19 +57,24 @@ static bool cancelled_store(const struct diff_case *c, const struct diff_state *
 	return stores_x87(&insn) && native->rip != soft->rip && (fpu_of(native)->fsw & 0x80);
 }
 
-/* An operand of 32-bit code that runs over the end of 4 GiB may break the limit of a flat segment or not (SDM vol. 3, 5.3). */
-static bool wraps(const struct diff_case *c, const struct diff_state *in, const struct diff_state *native,
-		  const struct diff_state *soft)
+/* An operand of 32-bit code that runs over the end of 4 GiB may break the limit of a flat segment or not (SDM vol. 3, 5.3). limit:
+ * where it may have. */
+static bool limit_broken(const struct diff_case *c, const struct diff_state *in, const struct diff_state *limit,
+			 const struct diff_state *other)
 {
-	const struct diff_state *limit = native->vector == EXC_GP || native->vector == EXC_SS ? native : soft,
-				*other = limit == native ? soft : native;
 	struct insn insn;
-	if (c->wide || (limit->vector != EXC_GP && limit->vector != EXC_SS))
+	if (limit->vector != EXC_GP && limit->vector != EXC_SS)
 		return false;
 	if (!insn_at(c, in, limit->rip, &insn))		/* where a wild RET led */
 		return other->vector == EXC_PF && other->rip == limit->rip && (uint32_t)(other->cr2 + 512) < 1024;
 	uint64_t offset = insn.op == X86_ENTER ? limit->gpr[REG_RBP] : address_of(&insn, limit) - seg_base(&insn);
 	return (uint32_t)(offset + 512) < 1024;		/* FXRSTOR takes 512 bytes */
+}
+
+static bool wraps(const struct diff_case *c, const struct diff_state *in, const struct diff_state *native,
+		  const struct diff_state *soft)
+{
+	return !c->wide && (limit_broken(c, in, native, soft) || limit_broken(c, in, soft, native));
 }
 
 /* BOUND that is out of one bound, where the other's page is missing: not all CPUs look at both first. */

@@ -549,6 +549,8 @@ static void prepare_memory(struct gen *g, uint8_t **p, const struct insn *in, un
 	uint64_t target = (site ? site : pick_address(g, size) & ~align) - seg_base(in);
 	if (in->op == X86_MASKMOVQ || in->op == X86_MASKMOVDQU)
 		target = masked_address(g) - seg_base(in);
+	else if (g->wide && in->addrsize == 4 && seg_base(in) && !one_piece(in))
+		target = offset_32(g, in);
 	if (in->mem.index != INSN_REG_NONE) {
 		index = gen_below(g, 64);
 		mov_imm(g, p, in->mem.index, index);
