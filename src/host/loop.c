@@ -21,6 +21,7 @@
 #define NEVER UINT64_MAX
 /* epoll's timeouts stand still while the host is suspended; what is so near may come so late. */
 #define LATE_MAX_NS 20000000u
+#define GAP_NS 1000000000
 
 struct loop_fd {
 	struct loop *loop;
@@ -53,6 +54,10 @@ struct loop {
 	struct loop_fd *dead;
 	uint64_t sleeping_until;	/* under lock: what the loop waits for; 0 while it is awake */
 	unsigned depth;			/* of steps inside callbacks of steps */
+	uint64_t turn_ns;		/* when timers were looked at last */
+	uint64_t suspended_ns;		/* how long the host had been suspended then, in all */
+	void (*gap)(void *opaque);
+	void *gap_opaque;
 	struct coroutines *coroutines;	/* made when first asked for */
 };
 
@@ -63,6 +68,14 @@ uint64_t clock_now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
+/* Since the host was booted: what CLOCK_BOOTTIME is ahead of CLOCK_MONOTONIC. */
+static uint64_t suspended_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return clock_now_ns() - ((uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec);
+}
+
 struct loop *loop_new(void)
 {
 	struct loop *l = calloc(1, sizeof *l);
@@ -71,6 +84,8 @@ struct loop *loop_new(void)
 	l->epoll = epoll_create1(EPOLL_CLOEXEC);
 	l->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	l->posts_tail = &l->posts;
+	l->turn_ns = clock_now_ns();
+	l->suspended_ns = suspended_ns();
 	pthread_mutex_init(&l->lock, NULL);
 	l->alarm = timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK);
 	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = NULL }, ring = { .events = EPOLLIN, .data.ptr = &l->alarm };
@@ -169,10 +184,29 @@ static struct loop_timer *due_timer(struct loop *l, uint64_t now)
 	return due;
 }
 
+void loop_on_gap(struct loop *l, void (*fn)(void *opaque), void *opaque)
+{
+	l->gap = fn;
+	l->gap_opaque = opaque;
+}
+
+/* There was a gap only if this loop has slept as long. */
+static void look_for_gap(struct loop *l, uint64_t now)
+{
+	if (now - l->turn_ns >= GAP_NS) {
+		uint64_t before = l->suspended_ns;
+		l->suspended_ns = suspended_ns();
+		if ((int64_t)(l->suspended_ns - before) >= GAP_NS && l->gap)
+			l->gap(l->gap_opaque);
+	}
+	l->turn_ns = now;
+}
+
 static void run_timers(struct loop *l)
 {
 	uint64_t now = clock_now_ns();
 	struct loop_timer *t;
+	look_for_gap(l, now);
 	while ((t = due_timer(l, now)))
 		t->fn(t->opaque);
 }

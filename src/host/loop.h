@@ -36,6 +36,9 @@ void loop_timer_set(struct loop_timer *t, uint64_t deadline_ns);	/* any thread *
 void loop_timer_cancel(struct loop_timer *t);				/* any thread */
 void loop_timer_free(struct loop_timer *t);
 
+/* Calls fn after the host was suspended for a second or more, before timers run. One at a time; NULL: nobody. */
+void loop_on_gap(struct loop *l, void (*fn)(void *opaque), void *opaque);
+
 /* Runs fn(opaque) once on the loop thread, soon; any thread. Order is kept. */
 void loop_post(struct loop *l, void (*fn)(void *opaque), void *opaque);
 

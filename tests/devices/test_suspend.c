@@ -90,6 +90,31 @@ static void test_counter(void **state)
 	assert_in_range(ticks, HOUR_NS / 10, HOUR_NS / 10 + 6000000000);	/* a minute for a slow host */
 }
 
+static atomic_int gaps, kicks_at_gap;
+static void on_gap(void *opaque)
+{
+	kicks_at_gap = (int)atomic_load(&((struct chipset *)opaque)->kicks[0]);
+	gaps++;
+}
+static void listen(void *opaque) { loop_on_gap(((struct chipset *)opaque)->loop, on_gap, opaque); }
+
+/* Who wants to know of it hears of it, once, and before the timers that came due. */
+static void test_gap(void **state)
+{
+	struct chipset *c = *state;
+	loop_post(c->loop, listen, c);
+	apic_put(c, 0xf0, 0x1ff);
+	apic_put(c, 0x3e0, 0xa);
+	apic_put(c, 0x320, 0x70);
+	apic_put(c, 0x380, 0xffffffff);
+	usleep(50000);
+	assert_int_equal(gaps, 0);
+	suspend();
+	assert_true(wait_count(&c->kicks[0], 1));
+	assert_int_equal(gaps, 1);
+	assert_int_equal(kicks_at_gap, 0);
+}
+
 static bool never(void *opaque) { return false; }
 
 static void test_tsc(void **state)
@@ -116,6 +141,6 @@ static void test_tsc(void **state)
 int main(void)
 {
 #define T(n) cmocka_unit_test_setup_teardown(n, chipset_setup, chipset_teardown)
-	const struct CMUnitTest tests[] = { T(test_timer), T(test_ticks), T(test_counter), T(test_tsc) };
+	const struct CMUnitTest tests[] = { T(test_timer), T(test_ticks), T(test_counter), T(test_tsc), T(test_gap) };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
