@@ -8,6 +8,7 @@
 #define LEAF_MAX_INTEL 0x1f
 #define LEAF_MAX_AMD 0xd
 #define KVM_NOP_IO_DELAY 2u	/* no device here needs the write to port 0x80 */
+#define KVM_CLOCK (1u << 3 | 1u << 24)	/* CLOCKSOURCE2; CLOCKSOURCE_STABLE: its flag TSC_STABLE may be trusted */
 #define LAPIC_HZ 1000000000u	/* the bus clock of devices/irq: Linux takes leaf 15H's crystal for it */
 
 enum { EAX, EBX, ECX, EDX };
@@ -183,7 +184,7 @@ static void leaf_hypervisor(const struct asked *q, uint32_t out[4])
 		out[EAX] = 0x40000001;
 		memcpy(&out[EBX], "KVMKVMKVM\0\0\0", 12);
 	} else if (q->leaf == 0x40000001) {
-		out[EAX] = q->model->kvm_features | KVM_NOP_IO_DELAY;
+		out[EAX] = KVM_NOP_IO_DELAY | (q->model->kvmclock ? KVM_CLOCK : 0);
 	}
 }
 

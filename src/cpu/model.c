@@ -202,7 +202,7 @@ int cpu_model_new(struct cpu_model **out, const struct cpu_model_config *cfg, st
 	if (!model)
 		return error_set(e, ENOMEM, NULL, "set up the CPU model", "out of memory");
 	model->tsc_hz = cfg->tsc_hz;
-	model->kvm_features = cfg->kvm_features;
+	model->kvmclock = cfg->kvmclock;
 	if (!strcmp(cfg->name, "host")) {
 		host_init(model);
 	} else if (!strcmp(cfg->name, "max")) {
@@ -227,6 +227,7 @@ int cpu_model_new(struct cpu_model **out, const struct cpu_model_config *cfg, st
 void cpu_model_free(struct cpu_model *model) { free(model); }
 const char *cpu_model_name(const struct cpu_model *model) { return model->name; }
 bool cpu_model_amd(const struct cpu_model *model) { return model->amd; }
+bool cpu_model_kvmclock(const struct cpu_model *model) { return model->kvmclock; }
 unsigned cpu_model_phys_bits(const struct cpu_model *model) { return MMU_PHYS_BITS; }
 
 bool cpu_model_has(const struct cpu_model *model, enum x86_feature feature)

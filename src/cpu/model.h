@@ -19,7 +19,7 @@ struct cpu_model;
 struct cpu_model_config {
 	const char *name;	/* "x86-64-v2" to "-v4", "host", "max" */
 	uint64_t tsc_hz;	/* for leaves 0x15, 0x16, 0x40000010 */
-	uint32_t kvm_features;	/* leaf 0x40000001 EAX: bits 0 and 3 if the kvmclock MSRs are wired; else 0 */
+	bool kvmclock;		/* the engine has KVM's clock: leaf 0x40000001, and its MSRs */
 };
 
 /* -EINVAL: no such model (the error lists them); -ENOTSUP: this host's CPU cannot run it translated. */
@@ -33,6 +33,7 @@ void cpu_model_cpuid(const struct cpu_model *model, uint32_t leaf, uint32_t subl
 		     unsigned vcpu, unsigned vcpus, uint32_t out[4]);
 bool cpu_model_has(const struct cpu_model *model, enum x86_feature feature);
 bool cpu_model_amd(const struct cpu_model *model);	/* AuthenticAMD: SYSCALL in compatibility mode, no #GP quirks */
+bool cpu_model_kvmclock(const struct cpu_model *model);
 /* May a base register (MSR, GDTR, TR...) hold it? That goes by the addresses that the CPU can have, not by CR4.LA57 (SDM
  * vol. 3, 4.5.2). */
 bool cpu_model_canonical(const struct cpu_model *model, uint64_t va);

@@ -13,7 +13,7 @@ struct cpu_model {
 	bool amd;
 	bool has[FEATURE_COUNT];
 	uint64_t tsc_hz;
-	uint32_t kvm_features;
+	bool kvmclock;
 };
 
 struct cpu_feature { uint32_t leaf; uint8_t subleaf, reg, bit; };

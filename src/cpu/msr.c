@@ -53,6 +53,7 @@ static bool msr_exists(const struct msr_row *row, const struct cpu_model *model)
 	case MSR_SPEC_CTRL: case MSR_PRED_CMD: return cpu_model_has(model, FEATURE_SPEC_CTRL);
 	case MSR_ARCH_CAPABILITIES: return cpu_model_has(model, FEATURE_ARCH_CAPS);
 	case MSR_TSC_AUX: return cpu_model_has(model, FEATURE_RDTSCP) || cpu_model_has(model, FEATURE_RDPID);
+	case MSR_KVM_WALL_CLOCK: case MSR_KVM_SYSTEM_TIME: return cpu_model_kvmclock(model);
 	case MSR_XSS: return cpu_model_has(model, FEATURE_XSAVES);
 	case MSR_PLATFORM_ID: case MSR_PLATFORM_INFO: case MSR_MISC_ENABLE: return !cpu_model_amd(model);
 	default: return row->kind != KIND_AMD || cpu_model_amd(model);

@@ -3,7 +3,7 @@
  *
  * Not here, the engine routes them first: TSC and TSC_ADJUST (they depend on the
  * clock) and what vcpu_wiring.msr_read/msr_write answer for (APIC base, x2APIC,
- * TSC deadline, kvmclock).
+ * TSC deadline).
  */
 #ifndef VIXEN_CPU_MSR_H
 #define VIXEN_CPU_MSR_H

@@ -29,6 +29,7 @@ static void state_start(struct x86_state *s, bool bsp)
 	s->dr[7] = 0x400;
 	memset(s->pdpte, 0, sizeof(s->pdpte));
 	s->debugctl = 0;
+	s->kvm_system_time = 0;		/* what starts now may have other uses for that memory */
 	s->activity = bsp ? ACTIVITY_RUNNING : ACTIVITY_WAIT_SIPI;
 	s->shadow = 0;
 	s->nmi_blocked = s->nmi_pending = 0;

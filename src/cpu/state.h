@@ -142,7 +142,7 @@ struct x86_state {
 	uint64_t pdpte[4];				/* PAE: loaded with CR3 */
 	uint64_t pat, misc_enable, apic_base, spec_ctrl, xss, debugctl, smbase;
 	uint64_t mtrr_def_type, mtrr_fix[11], mtrr_base[8], mtrr_mask[8];
-	uint64_t kvm_system_time, kvm_wall_clock, kvm_async_pf, kvm_steal, kvm_poll; /* kvmclock MSRs */
+	uint64_t kvm_system_time, kvm_wall_clock, kvm_async_pf, kvm_steal, kvm_poll;	/* KVM's MSRs; the first two are in use */
 	uint32_t pkru;
 
 	uint8_t activity;		/* enum x86_activity */

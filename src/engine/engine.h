@@ -39,7 +39,7 @@ struct vcpu_wiring {
 	bool (*nmi_take)(void *opaque);			/* one NMI of those that came */
 	uint8_t (*get_tpr)(void *opaque);		/* CR8 */
 	void (*set_tpr)(void *opaque, uint8_t tpr);
-	/* MSRs that belong to devices: APIC base, x2APIC 0x800-0x8ff, TSC deadline 0x6e0, kvmclock.
+	/* MSRs that belong to devices: APIC base, x2APIC 0x800-0x8ff, TSC deadline 0x6e0.
 	 * false: not mine (the engine raises #GP or handles it). */
 	bool (*msr_read)(void *opaque, uint32_t msr, uint64_t *value);
 	bool (*msr_write)(void *opaque, uint32_t msr, uint64_t value);
@@ -100,6 +100,9 @@ struct engine_ops {
 	void (*get_state)(struct vcpu *v, struct x86_state *out);
 	void (*set_state)(struct vcpu *v, const struct x86_state *in);
 	uint64_t (*tsc)(struct vcpu *v);	/* the guest TSC now; any thread */
+	/* The vCPU was kept from running, from outside, and now goes on: a guest with a kvmclock is told there, so that its
+	 * watchdogs do not take it for a lockup. On the vCPU's thread; soft: on any. NULL: there is no kvmclock. */
+	void (*stood_still)(struct vcpu *v);
 	/* CR8, which is no part of the state: it is the local APIC's. As get_state. */
 	uint8_t (*get_cr8)(struct vcpu *v);
 	void (*set_cr8)(struct vcpu *v, uint8_t cr8);

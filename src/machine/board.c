@@ -150,6 +150,14 @@ static void on_pci_reset(void *opaque, bool hard)
 	board_finish(opaque, BOARD_RESET);
 }
 
+/* The host was suspended, and the guest's timers have not run yet. KVM sees to its own clock. */
+static void on_gap(void *opaque)
+{
+	struct board *b = opaque;
+	for (unsigned i = 0; i < b->config.vcpus && b->config.engine == &engine_soft; i++)
+		b->config.engine->stood_still(b->cpu[i].vcpu);
+}
+
 /* The host TSC's rate, against CLOCK_MONOTONIC over 20 ms. */
 static uint64_t tsc_measure(void)
 {
@@ -238,7 +246,8 @@ static int pci_init(struct board *b, struct error *e)
 
 static int cpus_init(struct board *b, struct error *e)
 {
-	const struct cpu_model_config model = { .name = b->config.cpu_model, .tsc_hz = b->tsc_hz };
+	const struct cpu_model_config model = { .name = b->config.cpu_model, .tsc_hz = b->tsc_hz,
+						.kvmclock = b->config.engine == &engine_soft };
 	int ret = cpu_model_new(&b->model, &model, e);
 	if (ret)
 		return ret;
@@ -288,6 +297,7 @@ int board_new(struct board **out, struct loop *l, const struct board_config *c, 
 	chipset_init(b);
 	if ((ret = fw_cfg_init(b, e)) || (ret = disks_init(b, e)) || (ret = pci_init(b, e)) || (ret = cpus_init(b, e)))
 		goto fail;
+	loop_on_gap(l, on_gap, b);
 	*out = b;
 	return 0;
 fail:
@@ -299,6 +309,7 @@ void board_free(struct board *b)
 {
 	if (!b)
 		return;
+	loop_on_gap(b->loop, NULL, NULL);
 	if (b->pci) {	/* what is under way on a disk ends in its device */
 		pci_bus_reset(b->pci);
 		while (!pci_bus_idle(b->pci) && !loop_step(b->loop))

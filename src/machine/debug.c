@@ -36,15 +36,18 @@ void gate_pass(struct cpu_thread *c)
 {
 	struct board *b = c->board;
 	struct board_debug *d = &b->debug;
+	bool stood = false;
 
 	pthread_mutex_lock(&d->lock);
 	d->parked++;
 	if (gate_closed(c))
 		tell_if_parked(b);
-	while (gate_closed(c))
+	for (; gate_closed(c); stood = true)
 		pthread_cond_wait(&d->cond, &d->lock);
 	d->parked--;
 	pthread_mutex_unlock(&d->lock);
+	if (stood && b->config.engine->stood_still)
+		b->config.engine->stood_still(c->vcpu);
 }
 
 /* With d->lock. */

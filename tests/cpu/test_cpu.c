@@ -411,7 +411,7 @@ static void test_msrs(void **state)
 	list = msr_list(&n);
 	for (unsigned i = 0; i < n; i++) {	/* ascending, so the look-up works */
 		assert_true(i == 0 || list[i] > list[i - 1]);
-		if (list[i] != MSR_XSS && list[i] != MSR_SPEC_CTRL)
+		if (list[i] != MSR_XSS && list[i] != MSR_SPEC_CTRL && list[i] >> 8 != 0x4b564d)
 			assert_true(msr_get(&s, model, list[i], &v));
 	}
 	assert_false(msr_get(&s, model, 0x12345, &v));

@@ -25,9 +25,10 @@ static inline int machine_irq_ack(void *opaque)
 }
 
 /* cfg: what is not the default. */
-static inline void machine_open(struct machine *m, const char *model, uint64_t ram_bytes, struct engine_config cfg)
+static inline void machine_open_at(struct machine *m, const char *model, uint64_t ram_bytes, uint64_t tsc_hz,
+				   struct engine_config cfg)
 {
-	struct cpu_model_config mc = { .name = model, .tsc_hz = 1000000000 };
+	struct cpu_model_config mc = { .name = model, .tsc_hz = tsc_hz, .kvmclock = true };
 	struct vcpu_wiring w = vcpu_quiet;
 
 	*m = (struct machine){ .map = map_new(), .irq = -1 };
@@ -38,11 +39,16 @@ static inline void machine_open(struct machine *m, const char *model, uint64_t r
 	w.irq_pending = machine_irq_pending;
 	w.irq_ack = machine_irq_ack;
 	cfg.vcpus = 1;
-	cfg.tsc_hz = 1000000000;
+	cfg.tsc_hz = tsc_hz;
 	cfg.map = m->map;
 	cfg.model = m->model;
 	assert_int_equal(engine_soft.create(&m->en, &cfg, NULL), 0);
 	assert_int_equal(engine_soft.vcpu_create(&m->v, m->en, &w, NULL), 0);
+}
+
+static inline void machine_open(struct machine *m, const char *model, uint64_t ram_bytes, struct engine_config cfg)
+{
+	machine_open_at(m, model, ram_bytes, 1000000000, cfg);
 }
 
 static inline void machine_fini(struct machine *m)

@@ -9,7 +9,7 @@
 
 #define CPUID_ENTRIES 256
 #define KVM_LEAF_FEATURES 0x40000001
-#define KVM_CLOCKS (1u | 1u << 3 | 1u << 24)	/* CLOCKSOURCE, CLOCKSOURCE2, CLOCKSOURCE_STABLE */
+#define KVM_CLOCK (1u << 3 | 1u << 24)	/* as cpu/cpuid.c */
 
 struct cpuid_table { struct kvm_cpuid2 head; struct kvm_cpuid_entry2 entry[CPUID_ENTRIES]; };
 
@@ -34,8 +34,7 @@ static const struct kvm_cpuid_entry2 *entry_find(const struct cpuid_table *t, co
 	return NULL;
 }
 
-/* kvmclock only for the model that is tied to this host: the other engine does not have it. */
-static void entry_limit(struct kvm_cpuid_entry2 *g, const struct kvm_cpuid_entry2 *h, bool host_model)
+static void entry_limit(struct kvm_cpuid_entry2 *g, const struct kvm_cpuid_entry2 *h)
 {
 	/* HYPERVISOR, OSXSAVE (a mirror of CR4), TSC_DEADLINE and X2APIC: KVM's LAPIC has them, listed or not */
 	const uint32_t always_1c = 1u << 31 | 1u << 27 | 1u << 24 | 1u << 21, always_1d = 1u << 9 | 1u << 28;
@@ -58,9 +57,8 @@ static void entry_limit(struct kvm_cpuid_entry2 *g, const struct kvm_cpuid_entry
 		if (g->index <= 1)
 			g->eax &= h->eax;
 		break;
-	case KVM_LEAF_FEATURES:
-		if (host_model)
-			g->eax |= h->eax & KVM_CLOCKS;
+	case KVM_LEAF_FEATURES:		/* the clock is KVM's own, the model knows nothing of it */
+		g->eax |= h->eax & KVM_CLOCK;
 		break;
 	case 0x80000001:
 		g->ecx &= h->ecx | 2;	/* CmpLegacy */
@@ -72,7 +70,6 @@ static void entry_limit(struct kvm_cpuid_entry2 *g, const struct kvm_cpuid_entry
 int kvm_cpuid_set(struct vcpu *v)
 {
 	struct cpuid_table *t = calloc(2, sizeof(*t));
-	bool host_model = !strcmp(cpu_model_name(v->en->cfg.model), "host");
 	int ret = 0;
 
 	if (!t)
@@ -83,7 +80,7 @@ int kvm_cpuid_set(struct vcpu *v)
 		for (unsigned i = 0; i < t[0].head.nent; i++) {
 			const struct kvm_cpuid_entry2 *h = entry_find(&t[1], &t[0].entry[i]);
 			if (h)
-				entry_limit(&t[0].entry[i], h, host_model);
+				entry_limit(&t[0].entry[i], h);
 		}
 	}
 	if (ioctl(v->fd, KVM_SET_CPUID2, &t[0]) < 0)

@@ -116,6 +116,9 @@ uint64_t kvm_tsc_base(const struct engine *en)
 
 static uint64_t kvm_tsc(struct vcpu *v) { return kvm_tsc_base(v->en) + v->tsc_offset; }
 
+/* If the guest has a kvmclock. Of a host that is suspended KVM tells it by itself. */
+static void kvm_stood_still(struct vcpu *v) { ioctl(v->fd, KVM_KVMCLOCK_CTRL, 0); }
+
 const struct engine_ops engine_kvm = {
 	.name = "kvm",
 	.create = kvm_create,
@@ -127,6 +130,7 @@ const struct engine_ops engine_kvm = {
 	.get_state = kvm_get_state,
 	.set_state = kvm_set_state,
 	.tsc = kvm_tsc,
+	.stood_still = kvm_stood_still,
 	.get_cr8 = kvm_get_cr8,
 	.set_cr8 = kvm_set_cr8,
 	.debug_set = kvm_debug_set,

@@ -23,8 +23,6 @@ static const struct msr_field msr_fields[] = {
 #include "cpu/msr.def"
 #undef X86_MSR
 	{ MSR_TSC_ADJUST, offsetof(struct x86_state, tsc_adjust), KIND_STATE },
-	{ 0x4b564d01, offsetof(struct x86_state, kvm_system_time), KIND_STATE },
-	{ 0x4b564d00, offsetof(struct x86_state, kvm_wall_clock), KIND_STATE },
 };
 #define MSR_FIELDS (sizeof(msr_fields) / sizeof(msr_fields[0]))
 

@@ -1,6 +1,7 @@
 /* MSRs: the clock's here, devices' through the wiring, the rest from cpu/msr.h; and what a write entails. */
 #include "cpu/msr.h"
 
+#include "engine/soft/kvmclock.h"
 #include "engine/soft/operand.h"
 
 bool msr_load(struct vcpu *v, uint32_t msr, uint64_t *value)
@@ -39,10 +40,12 @@ bool msr_store(struct vcpu *v, uint32_t msr, uint64_t value)
 		delta = value - soft_tsc(v);
 		v->s.tsc_offset += delta;
 		v->s.tsc_adjust += delta;
+		kvmclock_tsc_moved(v);
 		return true;
 	case MSR_TSC_ADJUST:
 		v->s.tsc_offset += value - v->s.tsc_adjust;
 		v->s.tsc_adjust = value;
+		kvmclock_tsc_moved(v);
 		return true;
 	default: break;
 	}
@@ -52,6 +55,7 @@ bool msr_store(struct vcpu *v, uint32_t msr, uint64_t value)
 		return false;
 	if ((old_efer ^ v->s.efer) & EFER_NXE)
 		tlb_flush_all(v);
+	kvmclock_msr_written(v, msr);
 	vcpu_update_mode(v);
 	vcpu_update_system(v);
 	return true;

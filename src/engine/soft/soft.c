@@ -12,6 +12,7 @@
 
 #include "cpu/model.h"
 #include "engine/soft/fp_stub.h"
+#include "engine/soft/kvmclock.h"
 #include "engine/soft/operand.h"
 #include "engine/soft/trace.h"
 #include "engine/soft/translate.h"
@@ -471,6 +472,7 @@ static int soft_create(struct engine **out, const struct engine_config *cfg, str
 		free(eng);
 		return ret;
 	}
+	kvmclock_init(en);
 	pthread_mutex_init(&en->split_lock, NULL);
 	pthread_mutex_init(&en->watch_lock, NULL);
 	if (!en->interpret_only) {
@@ -490,6 +492,7 @@ static void soft_destroy(struct engine *eng)
 	translator_free(en->translator);
 	pthread_mutex_destroy(&en->watch_lock);
 	pthread_mutex_destroy(&en->split_lock);
+	kvmclock_fini(en);
 	fp_stubs_free(en->fp_stubs);
 	munmap(en->code, (en->ram_pages + 1) * sizeof(*en->code));
 	free(eng);
@@ -566,6 +569,7 @@ static void soft_get_state(struct vcpu *v, struct x86_state *out) { *out = v->s;
 static void soft_set_state(struct vcpu *v, const struct x86_state *in)
 {
 	v->s = *in;
+	kvmclock_state_set(v);
 	interp_of(v)->in_delivery = false;
 	interp_of(v)->db_pending = 0;
 	tlb_flush_all(v);
@@ -601,6 +605,7 @@ const struct engine_ops engine_soft = {
 	.get_state = soft_get_state,
 	.set_state = soft_set_state,
 	.tsc = soft_tsc,
+	.stood_still = kvmclock_stood_still,
 	.get_cr8 = soft_get_cr8,
 	.set_cr8 = soft_set_cr8,
 	.debug_set = soft_debug_set,

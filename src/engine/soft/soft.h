@@ -3,6 +3,7 @@
  *
  *   soft.c      create, run loop, kick, state, TSC        mem.c    guest memory; tlb.c its translations
  *   code.c      which RAM holds code, who wrote to it     event.c  exceptions, interrupts, IRET's partner
+ *   msr.c       MSRs                               kvmclock.c  those of KVM's clock
  *   interp*.c   decoded blocks and the instructions       segment.c task.c  descriptors and tasks
  */
 #ifndef VIXEN_ENGINE_SOFT_SOFT_H
@@ -27,6 +28,15 @@ struct code_page {
 
 #define TSC_SHIFT 48
 
+/* kvmclock.h. What publishing a record takes: copies of the vCPUs' state, so that any thread may. */
+struct soft_clock {
+	pthread_mutex_t lock;		/* all but mul and shift */
+	uint32_t mul;
+	int8_t shift;
+	bool apart;			/* a guest with several vCPUs has moved a TSC */
+	struct { uint64_t system_time, tsc_offset; } cpu[SOFT_MAX_VCPUS];
+};
+
 struct soft_engine {
 	struct map *map;
 	const struct cpu_model *model;
@@ -40,6 +50,7 @@ struct soft_engine {
 	uint64_t tsc_hz, tsc_start_ns;
 	uint64_t tsc_scale;		/* ticks per ns, times 2^TSC_SHIFT */
 	bool host_tsc;
+	struct soft_clock clock;
 	pthread_mutex_t split_lock;	/* LOCKed accesses that no single host instruction can do */
 	struct translator *translator;	/* NULL: interpret only */
 	struct fp_stubs *fp_stubs;	/* engine/soft/fp_stub.h */
