@@ -73,6 +73,14 @@ struct block_options {
 	const struct block *beside;	/* share this disk's queue to the host; same loop */
 };
 
+/* The files with the passphrases of a chain's encrypted layers, from the top; n may be 0. */
+static inline void block_secrets(struct block_options *o, const char *const *files, unsigned n)
+{
+	o->secret_file = n ? files[0] : NULL;
+	o->more_secrets = files + 1;
+	o->nmore_secrets = n ? n - 1 : 0;
+}
+
 /* The path is no file's, but the address of a server: "nbd://...", "nbd+unix://...". */
 bool block_path_remote(const char *path);
 

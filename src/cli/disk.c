@@ -161,14 +161,15 @@ static int servers_add(struct disk_files *f, struct block *b, struct error *e)
 /* Its backing files are found by opening it for a look. */
 static int files_find(struct disk_files *f, struct loop *l, const struct vm_disk *d, struct error *e)
 {
-	const struct block_options o = { .format = d->format, .flags = BLOCK_READONLY | BLOCK_SHARE,
-					 .secret_file = d->key_file[0], .more_secrets = d->key_file + 1,
-					 .nmore_secrets = d->nkeys ? d->nkeys - 1 : 0 };
+	struct block_options o = { .format = d->format, .flags = BLOCK_READONLY | BLOCK_SHARE };
 	struct block_file *list = calloc(CONTROL_FDS_MAX, sizeof *list);
 	struct block *b = NULL;
-	int ret = list ? block_open_with(&b, l, d->path, &o, e) : error_errno(e, ENOMEM, NULL, "attach a disk");
-	unsigned n = ret ? 0 : block_files(b, list, CONTROL_FDS_MAX);
+	unsigned n;
+	int ret;
 
+	block_secrets(&o, d->key_file, d->nkeys);
+	ret = list ? block_open_with(&b, l, d->path, &o, e) : error_errno(e, ENOMEM, NULL, "attach a disk");
+	n = ret ? 0 : block_files(b, list, CONTROL_FDS_MAX);
 	if (n > CONTROL_FDS_MAX)
 		ret = error_set(e, ELOOP, "merge some of them with 'vixen image commit'", "attach a disk", "it has %u files", n);
 	for (unsigned i = 0; i < n && !ret; i++)

@@ -250,10 +250,9 @@ static int keys_open(struct serve *s, struct error *e)
 
 static int disk_open(struct serve *s, struct error *e)
 {
-	const struct block_options o = { .format = s->format, .flags = s->readonly ? BLOCK_READONLY : 0,
-					 .secret_file = s->keys.path[0], .more_secrets = s->keys.path + 1,
-					 .nmore_secrets = s->keys.n ? s->keys.n - 1 : 0 };
+	struct block_options o = { .format = s->format, .flags = s->readonly ? BLOCK_READONLY : 0 };
 
+	block_secrets(&o, s->keys.path, s->keys.n);
 	return block_open_with(&s->disk, s->loop, s->file, &o, e);
 }
 

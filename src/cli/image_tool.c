@@ -136,11 +136,8 @@ int tool_open(struct tool *t, struct block **out, const char *path, const char *
 	char buf[KEY_PATH_BYTES];
 	bool given = t->keys && t->keys->n;
 	struct block_options o = { .format = format, .flags = flags };
-	if (given) {
-		o.secret_file = t->keys->path[0];
-		o.more_secrets = t->keys->path + 1;
-		o.nmore_secrets = t->keys->n - 1;
-	}
+	if (given)
+		block_secrets(&o, t->keys->path, t->keys->n);
 	int ret = block_open_with(out, t->loop, path, &o, &t->e);
 	if (ret == -ENOKEY && !given && isatty(STDIN_FILENO)) {
 		ret = passphrase_ask(path, false, buf, &t->e);

@@ -39,9 +39,7 @@ int disks_open(struct vm *vm, struct error *e)
 		s->vm = vm;
 		s->spec = vm->config->disk[i];
 		o.format = s->spec.format;
-		o.secret_file = s->spec.key_file[0];
-		o.more_secrets = s->spec.key_file + 1;
-		o.nmore_secrets = s->spec.nkeys ? s->spec.nkeys - 1 : 0;
+		block_secrets(&o, s->spec.key_file, s->spec.nkeys);
 		o.flags = (s->spec.readonly ? BLOCK_READONLY : 0) | (s->spec.ephemeral ? BLOCK_EPHEMERAL : 0);
 		snprintf(s->name, sizeof s->name, "disk%u", i);
 		ret = block_open_with(&s->block, vm->loop, s->spec.path, &o, e);
