@@ -16,7 +16,6 @@ struct disk_traits {
 	uint32_t logical_bytes;		/* 512 (default) or 4096, which divides the disk's size */
 	uint32_t physical_bytes;	/* a power of two from logical_bytes to DISK_BLOCK_MAX; default 4096 */
 	bool write_through;		/* what is written is durable when it completes, until the guest chooses otherwise */
-	bool secure_erase;		/* offered, as long as what is overwritten is gone (block_overwrites) */
 };
 
 static inline uint32_t disk_logical(const struct disk_traits *t)

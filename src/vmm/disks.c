@@ -59,7 +59,6 @@ static int disk_plug(struct vm *vm, struct vm_slot *s, struct error *e)
 		.bus = d->bus, .cdrom = d->cdrom, .traits = {
 			.serial = d->serial ? d->serial : serial, .write_through = d->write_through,
 			.logical_bytes = d->logical_bytes, .physical_bytes = d->physical_bytes,
-			.secure_erase = true,
 		},
 	};
 

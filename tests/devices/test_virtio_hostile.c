@@ -103,7 +103,7 @@ static int setup(void **state)
 	bench_init(&w->b);
 	assert_int_equal(block_open(&w->block, w->b.loop, w->path, "raw", 0, NULL), 0);
 	assert_int_equal(virtio_blk_new(&blk, w->b.bus, w->b.map, w->b.loop, w->block,
-					&(struct disk_traits){ .secure_erase = true }, 4, NULL), 0);
+					&(struct disk_traits){ 0 }, 4, NULL), 0);
 	assert_int_equal(virtio_net_new(&net, w->b.bus, w->b.map, w->b.loop, mac, NULL), 0);
 	assert_int_equal(virtio_rng_new(&rng, w->b.bus, w->b.map, w->b.loop, NULL), 0);
 	assert_int_equal(virtio_console_new(&w->console, w->b.bus, w->b.map, w->b.loop, &sink, NULL), 0);

@@ -56,7 +56,7 @@ static void world_init(struct world *w, bool readonly)
 						       .flags = readonly ? BLOCK_READONLY : 0 });
 	close(fd.fd);
 	w->block = d.b;
-	if (virtio_blk_new(&blk, w->b.bus, w->b.map, w->b.loop, d.b, &(struct disk_traits){ .secure_erase = true }, 2, NULL) ||
+	if (virtio_blk_new(&blk, w->b.bus, w->b.map, w->b.loop, d.b, &(struct disk_traits){ 0 }, 2, NULL) ||
 	    virtio_scsi_new(&scsi, w->b.bus, w->b.map, w->b.loop, 1, NULL) ||
 	    virtio_scsi_attach(scsi, d.b, false, &(struct disk_traits){ 0 }, NULL) != 0 ||
 	    virtio_scsi_attach(scsi, d.b, true, &(struct disk_traits){ 0 }, NULL) != 1)

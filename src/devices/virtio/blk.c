@@ -391,7 +391,7 @@ static const struct virtio_class blk_class = {
 
 /* --- what it shows --- */
 
-static uint64_t features(const struct block *b, const struct disk_traits *t, unsigned queues)
+static uint64_t features(const struct block *b, unsigned queues)
 {
 	uint64_t f = 1ull << VIRTIO_BLK_F_SIZE_MAX | 1ull << VIRTIO_BLK_F_SEG_MAX | 1ull << VIRTIO_BLK_F_BLK_SIZE |
 		     1ull << VIRTIO_BLK_F_FLUSH | 1ull << VIRTIO_BLK_F_CONFIG_WCE | 1ull << VIRTIO_BLK_F_TOPOLOGY |
@@ -404,7 +404,7 @@ static uint64_t features(const struct block *b, const struct disk_traits *t, uns
 	f |= 1ull << VIRTIO_BLK_F_WRITE_ZEROES;
 	if (block_can_discard(b))
 		f |= 1ull << VIRTIO_BLK_F_DISCARD;
-	if (t->secure_erase && block_overwrites(b))
+	if (block_overwrites(b))
 		f |= 1ull << VIRTIO_BLK_F_SECURE_ERASE;
 	return f;
 }
@@ -449,11 +449,9 @@ static void config_fill(struct virtio_blk_config *c, const struct block *b, cons
 	c->max_write_zeroes_sectors = htole32(RANGE_MAX_SECTORS);
 	c->max_write_zeroes_seg = htole32(RANGES_MAX);
 	c->write_zeroes_may_unmap = block_can_discard(b);
-	if (t->secure_erase) {
-		c->max_secure_erase_sectors = htole32(RANGE_MAX_SECTORS);
-		c->max_secure_erase_seg = htole32(RANGES_MAX);
-		c->secure_erase_sector_alignment = c->discard_sector_alignment;
-	}
+	c->max_secure_erase_sectors = htole32(RANGE_MAX_SECTORS);
+	c->max_secure_erase_seg = htole32(RANGES_MAX);
+	c->secure_erase_sector_alignment = c->discard_sector_alignment;
 }
 
 void virtio_blk_resized(struct virtio_blk *d)
@@ -470,7 +468,7 @@ void virtio_blk_changed(struct virtio_blk *d)
 	struct virtio_blk_config c;
 	size_t from = offsetof(struct virtio_blk_config, physical_block_exp), to = offsetof(struct virtio_blk_config, wce);
 
-	virtio_offer(d->v, VIRTIO_BLK_F_SECURE_ERASE, d->traits.secure_erase && block_overwrites(d->block));
+	virtio_offer(d->v, VIRTIO_BLK_F_SECURE_ERASE, block_overwrites(d->block));
 	virtio_offer(d->v, VIRTIO_BLK_F_DISCARD, block_can_discard(d->block));
 	config_fill(&c, d->block, &d->traits, d->queues);
 	virtio_config_set(d->v, (unsigned)from, (char *)&c + from, (unsigned)(to - from), false);
@@ -501,7 +499,7 @@ void virtio_blk_insert(struct virtio_blk *d, struct block *b, const struct disk_
 
 	disk_take(d, b, t);
 	config_fill(&config, b, t, d->queues);
-	virtio_present(d->v, features(b, t, d->queues), &config);
+	virtio_present(d->v, features(b, d->queues), &config);
 }
 
 int virtio_blk_new(struct virtio_blk **out, struct pci_bus *bus, struct map *m, struct loop *l,
@@ -510,7 +508,7 @@ int virtio_blk_new(struct virtio_blk **out, struct pci_bus *bus, struct map *m, 
 	struct virtio_blk *d = calloc(1, sizeof(*d));
 	uint8_t wmask[VIRTIO_CONFIG_MAX] = {0};
 	struct virtio_blk_config config;
-	struct virtio_params p = { .queues = queues, .features = features(b, t, queues), .config = &config,
+	struct virtio_params p = { .queues = queues, .features = features(b, queues), .config = &config,
 				   .config_len = sizeof(config), .config_wmask = wmask };
 	int ret;
 
