@@ -427,7 +427,7 @@ unsigned record_cuts(struct record *r, void (*check)(void *opaque, const struct 
 		die("cut: %s", strerror(errno));
 	for (c.at = 0; c.at <= r->nev; c.at++) {
 		c.flush_at = flushed_by(r, c.at, c.flush_at);
-		for (unsigned how = 0; how < 4; how++) {
+		for (unsigned how = r->every && c.at % r->every ? 4 : 0; how < 4; how++) {
 			cut_one(r, nio, how);
 			check(opaque, &c);
 			c.n++;

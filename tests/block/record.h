@@ -9,7 +9,9 @@
 #include "block/node.h"
 #include "disk.h"
 
+#ifndef DISK_BYTES
 #define DISK_BYTES (1u << 20)
+#endif
 #define SECTORS (DISK_BYTES / SECTOR)
 #define RECORD_FILES 2u
 
@@ -50,6 +52,7 @@ struct record {
 	const struct node *stood_on;
 	unsigned moved_at;		/* when it had; 0: it has not */
 	uint64_t size;			/* of the disk; what the guest writes lies below */
+	unsigned every;			/* cut at each so manieth boundary; 0: at all */
 };
 
 /* Records what this format node does to its file, which is closed or idle, from here on. */
