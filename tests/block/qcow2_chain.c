@@ -118,18 +118,19 @@ static void rebase_ours(struct state *s)
 static void rebase(struct state *s)
 {
 	char opts[256], onto[80] = "-b ''", twin_onto[80] = "-b ''";
+	/* QEMU finds no backing file by a relative name for an image that is given by options, as encrypted ones are. */
 	bool alone = !*s->base && mix_old(s->mix);	/* QEMU 10.0 loses zeroes then: they show the new backing file */
 
 	if (alone && s->twin.on)
 		return;
 	*s->base = 0;
-	if (below(4)) {
+	if (below(4) && !(s->mix->luks && s->twin.on)) {
 		another_base(s, s->buf, (SECTOR + below(s->size / 2) + s->size / 2) / SECTOR * SECTOR);
 		snprintf(onto, sizeof(onto), "-b %s -F %s", s->base, s->base_format);
 		snprintf(twin_onto, sizeof(twin_onto), "-b twin-%s -F %s", s->base, s->base_format);
 		twin_command(s, "cp %s twin-%s", s->base, s->base);
 	}
-	if (alone || below(2))
+	if (alone || (s->mix->luks && *s->base) || below(2))
 		rebase_ours(s);
 	else if (shell("qemu-img rebase %s %s", onto, image(s, "image.qcow2", opts)))
 		die("qemu-img rebase");
