@@ -60,6 +60,7 @@
 #define STACK_BYTES 0x1000u
 #define FS_BASE (DATA_VA + 0x340)
 #define GS_BASE (DATA_VA + 0x1560)
+#define CANONICAL_END 0x800000000000ull
 #define VSYSCALL_VA 0xffffffffff600000ull
 #define XSAVE_BYTES 2688u		/* x87, SSE, AVX, AVX-512: standard format */
 #define VECTOR_EXIT 0xff		/* ran to its end */

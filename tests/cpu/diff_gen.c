@@ -489,6 +489,8 @@ static uint64_t single_address(struct gen *g, const struct insn *in, unsigned si
 {
 	if ((in->row->attr & ROW_VSIB) && in->ops[0].kind == OPK_MEM)
 		return scatter_address(g, size);
+	if (g->wide && in->addrsize == 8 && one_piece(in) && !(in->row->attr & ROW_VSIB) && gen_one_in(g, 64))
+		return CANONICAL_END - gen_below(g, 2 * size + 1);
 	return pick_address(g, size) & ~(unchecked_alignment(in) ? 15ull : 0);
 }
 

@@ -48,6 +48,15 @@ static bool masked_in(const union ymm *mask, unsigned i, unsigned size)
 	return element(mask, i, size) >> (8 * size - 1) & 1;
 }
 
+/* All elements, before the page of any, as fp_evex.c does it. */
+static void check_addresses(struct vcpu *v, const struct insn *in, const union ymm *mask, unsigned n, unsigned size, bool write)
+{
+	uint64_t offset = mem_effective(v, in);
+	for (unsigned i = 0; i < n; i++)
+		if (masked_in(mask, i, size))
+			mem_check_address(v, in->mem.seg, fp_element_offset(v, offset + i * size), size, write);
+}
+
 /* Each element that has been loaded clears its mask bit: a fault in the middle loses nothing. */
 static void gather(struct vcpu *v, const struct insn *in, unsigned index_size, unsigned size)
 {
@@ -83,6 +92,7 @@ static void masked_load(struct vcpu *v, const struct insn *in, unsigned size)
 	unsigned n = (in->vex_l ? 32 : 16) / size;
 	uint64_t offset = mem_effective(v, in);
 	union ymm mask = get(v, in->ops[1].reg), result = { { 0 } };
+	check_addresses(v, in, &mask, n, size, false);
 	for (unsigned i = 0; i < n; i++)
 		if (masked_in(&mask, i, size))
 			set_element(&result, i, size, mem_load(v, in->mem.seg, fp_element_offset(v, offset + i * size), size));
@@ -94,6 +104,7 @@ static void masked_store(struct vcpu *v, const struct insn *in, unsigned size)
 	unsigned n = (in->vex_l ? 32 : 16) / size;
 	uint64_t offset = mem_effective(v, in);
 	union ymm mask = get(v, in->ops[1].reg), value = get(v, in->ops[2].reg);
+	check_addresses(v, in, &mask, n, size, true);
 	for (unsigned i = 0; i < n; i++)
 		if (masked_in(&mask, i, size))
 			mem_probe_store(v, in->mem.seg, fp_element_offset(v, offset + i * size), size);
