@@ -120,12 +120,11 @@ unsigned nvme_wait(struct nvme_bench *k, unsigned queue, uint16_t *cid)
 	volatile uint32_t *e = (volatile uint32_t *)(nvme_ptr(k, p->cq) + 16 * p->head);
 	uint32_t last;
 
-	for (unsigned i = 0; (e[3] >> 16 & 1) != p->phase; i++) {
+	for (unsigned i = 0; ((last = __atomic_load_n(&e[3], __ATOMIC_ACQUIRE)) >> 16 & 1) != p->phase; i++) {
 		if (i > 100000)
 			return ~0u;
 		nap();
 	}
-	last = __atomic_load_n((const uint32_t *)&e[3], __ATOMIC_ACQUIRE);
 	k->result = e[0];
 	if (cid)
 		*cid = (uint16_t)last;
