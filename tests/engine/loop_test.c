@@ -305,7 +305,7 @@ static void copier_run(struct machine *m, unsigned lead, struct x86_state *s)
 	map_write(m->map, CODE, old.b, old.n);
 	tables_build(m);
 	map_write(m->map, GPA(0), new.b + 4096 + 128 - 4096, 4096);
-	map_write(m->map, GPA(1), new.b + 4096 + 128, 4096);
+	map_write(m->map, GPA(1), new.b + 4096 + 128, sizeof new.b - 4096 - 128);
 	engine_soft.get_state(m->v, s);
 	state_prepare(s);
 	engine_soft.set_state(m->v, s);
