@@ -114,6 +114,8 @@ static int fill(struct convert *c)
 	if (!ret && c->verify)
 		ret = block_run(c->t->loop, verify_job, c);
 	ret = tool_close(c->t, c->dst, ret);
+	if (!ret && c->resume)
+		ret = resume_unchanged(&c->journal, c->src, &c->t->e);
 	return ret ? ret : take_name(c);
 }
 
@@ -150,8 +152,8 @@ static int copy_made(struct convert *c)
 static json_t *how_words(const struct convert *c)
 {
 	const struct block_create *n = &c->create;
-	return json_pack("{s:s, s:I, s:b, s:b, s:i, s:i, s:b}", "to", c->to, "bytes", (json_int_t)block_size(c->src),
-			 "compress", c->how.compress, "zstd", n->zstd, "cluster_bytes", (int)n->cluster_bytes,
+	return json_pack("{s:s, s:s, s:I, s:b, s:b, s:i, s:i, s:b}", "from", block_format(c->src), "to", c->to,
+			 "bytes", (json_int_t)block_size(c->src), "compress", c->how.compress, "zstd", n->zstd, "cluster_bytes", (int)n->cluster_bytes,
 			 "sparse_bytes", (int)c->how.sparse_bytes, "dense", c->how.dense);
 }
 
@@ -183,10 +185,12 @@ static int go_on(struct convert *c)
 	return ret;
 }
 
-/* The journal is first: a copy that it says nothing of yet is made anew. */
+/* The journal is first, for sure: an older one that came back after a crash would vouch for what is made anew. */
 static int begin(struct convert *c)
 {
 	int ret = resume_note(&c->journal, 0);
+	if (!ret)
+		ret = directory_sync(c->journal.journal);
 	if (ret)
 		return error_errno(&c->t->e, -ret, "check its permissions, and for space", "write '%s'", c->journal.journal);
 	c->create.overwrite = true;

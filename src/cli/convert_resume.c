@@ -22,6 +22,12 @@ static int not_watched(const char *path, struct error *e)
 			 "'%.150s' is no ordinary file: nobody could tell later whether it has changed", path);
 }
 
+static json_int_t ns_of(const struct timespec *t)
+{
+	return (json_int_t)t->tv_sec * 1000000000 + t->tv_nsec;
+}
+
+/* The time of the inode's change as well: nobody can set it back. */
 static int file_describe(json_t *files, const char *path, struct error *e)
 {
 	struct stat st;
@@ -30,10 +36,10 @@ static int file_describe(json_t *files, const char *path, struct error *e)
 	if (!S_ISREG(st.st_mode))
 		return not_watched(path, e);
 	char *whole = realpath(path, NULL);
-	json_int_t mtime_ns = (json_int_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
 	json_t *name = json_text(whole ? whole : path);
-	json_array_append_new(files, json_pack("{s:o, s:I, s:I, s:I}", "path", name, "bytes", (json_int_t)st.st_size,
-					       "changed_ns", mtime_ns, "inode", (json_int_t)st.st_ino));
+	json_array_append_new(files, json_pack("{s:o, s:I, s:I, s:I, s:I}", "path", name, "bytes", (json_int_t)st.st_size,
+					       "changed_ns", ns_of(&st.st_mtim), "touched_ns", ns_of(&st.st_ctim),
+					       "inode", (json_int_t)st.st_ino));
 	free(whole);
 	return 0;
 }
@@ -107,10 +113,12 @@ static int identity_match(const struct resume *r, const json_t *found, struct er
 static int partial_match(struct resume *r, uint64_t inode, struct error *e)
 {
 	struct stat st;
-	if (stat(r->partial, &st) && errno == ENOENT) {
+	if (lstat(r->partial, &st)) {
 		r->safe_bytes = 0;
-		return 0;
+		return errno == ENOENT ? 0 : error_errno(e, errno, "check the path", "open '%s'", r->partial);
 	}
+	if (!S_ISREG(st.st_mode))
+		return refuse(r, e, "the partial copy is no ordinary file");
 	if (r->safe_bytes && (uint64_t)st.st_ino != inode)
 		return refuse(r, e, "the partial copy is another file than the one begun");
 	return 0;
@@ -152,6 +160,16 @@ int resume_find(struct resume *r, const char *dst, struct block *src, json_t *ho
 		return error_set(e, EEXIST, "remove it, or choose another name", "convert the disk",
 				 "'%.150s' is there, and no journal says what it holds", r->partial);
 	return 0;
+}
+
+int resume_unchanged(const struct resume *r, struct block *src, struct error *e)
+{
+	json_t *now = json_array();
+	int ret = source_describe(now, src, e);
+	if (!ret && !json_equal(now, json_object_get(r->identity, "source")))
+		ret = refuse(r, e, "the source, or a backing file of it, changed while it was copied");
+	json_decref(now);
+	return ret;
 }
 
 void resume_done(struct resume *r)

@@ -28,6 +28,7 @@ struct resume {
  * watched for changes, has changed, or was to be copied otherwise.  resume_fini() in each case. */
 int resume_find(struct resume *r, const char *dst, struct block *src, json_t *how, struct error *e);
 int resume_note(struct resume *r, uint64_t safe_bytes);	/* writes the journal; -errno */
+int resume_unchanged(const struct resume *r, struct block *src, struct error *e);	/* before the copy gets its name */
 void resume_done(struct resume *r);			/* the copy has its name: removes the journal */
 void resume_fini(struct resume *r);
 
