@@ -26,7 +26,7 @@ static int user_result(struct block *b, int ret)
 		return ret;
 	if (!b->full_logged)
 		log_warn("disk '%s': no space left on the host; %s", b->root->path,
-			 b->on_full ? "the VM is paused until space was made and it is resumed" : "the guest sees write errors");
+			 b->on_full ? "the VM is paused until space was made and it is resumed" : "writes to it fail");
 	b->full_logged = true;
 	return -ENOSPC;
 }

@@ -285,6 +285,8 @@ static int target_make(struct ask *a, const char *file, const char *backing, con
 		if (!a->to)
 			a->to = backing ? "qcow2" : tool_format_named(file);
 		ret = absolute(a, file);
+		if (!ret && backing)
+			ret = tool_overlay_named(a->verb, file, &a->e);
 		if (!ret && block_subformats(a->to))	/* formats that are written whole, in one go */
 			ret = error_set(&a->e, EINVAL, "add --to raw or qcow2, and convert it afterwards", a->verb,
 					"a disk in use cannot be copied to a %s image", a->to);

@@ -91,7 +91,8 @@ static int clone_file(struct clone *c)
 	name = strrchr(src, '/') + 1;
 	size_t len = (size_t)(name - src - 1);
 	bool beside = strlen(dir) == (len ? len : 1) && !strncmp(dir, src, len ? len : 1);
-	return disk_make(c, c->arg[1], beside ? name : src);
+	int ret = tool_overlay_named("clone the image", c->arg[1], &c->t->e);
+	return ret ? ret : disk_make(c, c->arg[1], beside ? name : src);
 }
 
 /* --- an image of the catalog --- */

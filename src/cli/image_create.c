@@ -127,7 +127,7 @@ static const struct option_row create_options[] = {
 	{ "subformat", "KIND", "vmdk: monolithicSparse or streamOptimized; vhdx, vdi: dynamic or fixed\n"
 	  "(default: the first)", set_subformat },
 	{ "backing", "FILE", "what the new disk starts as; it must not change afterwards", set_backing },
-	{ "backing-format", "FORMAT", "default: qcow2 if it ends in .qcow2, else raw", set_backing_format },
+	{ "backing-format", "FORMAT", "what that is; default: by its name", set_backing_format },
 	{ "cluster-size", "SIZE", "qcow2: unit of allocation, 512 to 2M (default 64K)", set_cluster },
 	{ "compression", "zlib|zstd", "qcow2: of clusters that are written compressed (default zlib)", set_compression },
 	{ "extended-l2", NULL, "qcow2: allocate 32nds of clusters", set_extended },
@@ -187,11 +187,14 @@ static int create_run(struct create *c)
 {
 	struct error e = { 0 };
 	char buf[KEY_PATH_BYTES];
+	bool named = c->format;
 	choose_format(c);
 	if (!tool_subformat_good("image create", c->format, c->c.subformat))
 		return EXIT_USAGE;
 	struct loop *l = loop_new();
 	int ret = l ? 0 : error_errno(&e, ENFILE, "raise the limit on open files", "make an event loop");
+	if (!ret && c->c.backing_path && !named)
+		ret = tool_overlay_named("create a disk", c->path, &e);
 	if (!ret && c->c.encrypt)
 		ret = key_or_ask(&c->c.secret_file, c->key_file, c->path, true, buf, &e);
 	if (!ret)

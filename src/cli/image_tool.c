@@ -248,6 +248,15 @@ const char *tool_format_named(const char *path)
 	return "raw";
 }
 
+int tool_overlay_named(const char *what, const char *path, struct error *e)
+{
+	const char *named = tool_format_named(path);
+	if (!strcmp(named, "raw") || !strcmp(named, "qcow2"))
+		return 0;
+	return error_set(e, EINVAL, "give it a name in .qcow2", what,
+			 "'%.150s' would have a backing file, as only qcow2 images do, and the name of a %s image", path, named);
+}
+
 bool tool_argument(const char *verb, const char *v, const char **slot, unsigned n)
 {
 	for (unsigned i = 0; i < n; i++) {

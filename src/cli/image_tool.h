@@ -91,6 +91,8 @@ bool tool_kdf_parse(const char *verb, const char *v, unsigned *ms);
 bool tool_subformat_good(const char *verb, const char *format, const char *subformat);
 /* What a new file's name says it shall be: "qcow2", "luks", "vmdk", "vhdx", "vdi", else "raw". */
 const char *tool_format_named(const char *path);
+/* Refuses a name for an image with a backing file, which is qcow2, if nobody would take it for that. */
+int tool_overlay_named(const char *what, const char *path, struct error *e);
 bool tool_argument(const char *verb, const char *v, const char **slot, unsigned n);	/* the next of n */
 
 void image_describe(const struct image *img, bool json);	/* of the catalog (image.c) */
